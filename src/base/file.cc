@@ -1,0 +1,127 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace volley {
+namespace {
+
+// Owns a descriptor; -1 is none.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int operator*() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// Opens a regular file and returns its size through `size`.
+Result<int> open_regular(const std::filesystem::path& path, size_t& size) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    const ErrorKind kind = errno == ENOENT ? ErrorKind::kNotFound : ErrorKind::kIo;
+    return make_error(kind, "{}: cannot open: {}", path.string(), std::strerror(errno));
+  }
+  struct stat status {};
+  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+    ::close(fd);
+    return invalid("{}: expected a regular file", path.string());
+  }
+  size = static_cast<size_t>(status.st_size);
+  return fd;
+}
+
+}  // namespace
+
+Result<std::string> read_file(const std::filesystem::path& path, size_t max_bytes) {
+  size_t size = 0;
+  VOLLEY_TRY(const int raw_fd, open_regular(path, size));
+  const Descriptor fd(raw_fd);
+  if (size > max_bytes) {
+    return invalid("{}: {} bytes, at most {} are accepted", path.string(), size, max_bytes);
+  }
+  std::string text(size, '\0');
+  size_t done = 0;
+  while (done < size) {
+    const ssize_t n = ::read(*fd, text.data() + done, size - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      return make_error(ErrorKind::kIo, "{}: cannot read: {}", path.string(), std::strerror(errno));
+    }
+    if (n == 0) break;  // the file shrank under us
+    done += static_cast<size_t>(n);
+  }
+  text.resize(done);
+  return text;
+}
+
+Status write_file_atomic(const std::filesystem::path& path, std::string_view bytes) {
+  std::string temporary = path.string() + ".XXXXXX";
+  const Descriptor fd(::mkstemp(temporary.data()));
+  if (*fd < 0) {
+    return make_error(ErrorKind::kIo, "{}: cannot create a file there: {}", path.string(),
+                      std::strerror(errno));
+  }
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n = ::write(*fd, bytes.data() + done, bytes.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      const int code = errno;
+      ::unlink(temporary.c_str());
+      return make_error(ErrorKind::kIo, "{}: cannot write: {}", path.string(), std::strerror(code));
+    }
+    done += static_cast<size_t>(n);
+  }
+  ::fchmod(*fd, 0644);
+  if (::rename(temporary.c_str(), path.c_str()) != 0) {
+    const int code = errno;
+    ::unlink(temporary.c_str());
+    return make_error(ErrorKind::kIo, "{}: cannot rename into place: {}", path.string(),
+                      std::strerror(code));
+  }
+  return {};
+}
+
+Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
+  size_t size = 0;
+  VOLLEY_TRY(const int raw_fd, open_regular(path, size));
+  const Descriptor fd(raw_fd);
+  MappedFile file;
+  if (size == 0) return file;
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, *fd, 0);
+  if (data == MAP_FAILED) {
+    return make_error(ErrorKind::kIo, "{}: cannot map {} bytes: {}", path.string(), size,
+                      std::strerror(errno));
+  }
+  file.data_ = static_cast<const std::byte*>(data);
+  file.size_ = size;
+  return file;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+}  // namespace volley

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+
+namespace volley {
+
+// Reads a whole regular file of at most `max_bytes`.
+Result<std::string> read_file(const std::filesystem::path& path,
+                              size_t max_bytes = size_t{256} << 20);
+
+// Writes `bytes` to a temporary file beside `path`, then renames it: readers see all or nothing.
+Status write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
+
+// A regular file mapped read-only for the lifetime of the object. Move-only.
+class MappedFile {
+ public:
+  static Result<MappedFile> open(const std::filesystem::path& path);
+  MappedFile() = default;
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace volley
