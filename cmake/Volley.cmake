@@ -23,7 +23,8 @@ endif()
 
 # Law 1: no compiler may fuse a multiply and an add in one loop body and not in its tail. Kernels
 # that want FMA say so with intrinsics.
-add_compile_options(-Wall -Wextra -Werror -ffp-contract=off)
+# Configs are aggregates whose defaults designated initialisers leave alone.
+add_compile_options(-Wall -Wextra -Werror -Wno-missing-field-initializers -ffp-contract=off)
 if(VOLLEY_SANITIZE)
   add_compile_options(-fsanitize=${VOLLEY_SANITIZE} -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${VOLLEY_SANITIZE})
