@@ -3,6 +3,7 @@
 // Activations: two-dimensional, row-major, in a backend's memory. A row is one token of one sequence.
 
 #include <cstdint>
+#include <utility>
 #include <functional>
 #include <memory>
 
@@ -25,7 +26,7 @@ struct TensorView {
   TensorView row_range(int64_t first, int64_t count) const {
     CHECK_LE(first + count, rows);
     TensorView view = *this;
-    view.data = static_cast<char*>(data) + first * row_stride * size_of(dtype);
+    view.data = static_cast<char*>(data) + first * row_stride * dtype_bytes(dtype);
     view.rows = count;
     return view;
   }
@@ -34,7 +35,7 @@ struct TensorView {
   TensorView col_range(int64_t first, int64_t count) const {
     CHECK_LE(first + count, cols);
     TensorView view = *this;
-    view.data = static_cast<char*>(data) + first * size_of(dtype);
+    view.data = static_cast<char*>(data) + first * dtype_bytes(dtype);
     view.cols = count;
     return view;
   }
