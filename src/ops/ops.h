@@ -8,9 +8,9 @@
 // order of a reduction over K is fixed by the weight's shape, that of a reduction over keys by
 // absolute positions.
 //
-// Shapes are row-major. Activations are f32 unless said otherwise. Ops run in order; on the CPU they
-// are complete when they return. Shapes are checked with CHECK: a wrong one is a bug of the model
-// code, since checkpoints were validated when they were read. No op allocates.
+// Shapes are row-major. Activations are f32 unless said otherwise. Ops run in order; on the CPU
+// they are complete when they return. Shapes are checked with CHECK: a wrong one is a bug of the
+// model code, since checkpoints were validated when they were read. No op allocates.
 
 #include <cstdint>
 #include <memory>
