@@ -98,6 +98,11 @@ inline void attention(const TensorView& qkv, const QkvLayout& layout, const RowP
   }
 }
 
+inline void add_bias(const TensorView& x, const TensorView& bias) {
+  f32_rows(x, bias.cols);
+  vector(bias, x.cols);
+}
+
 inline void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
                         const TensorView& out) {
   f32_rows(x, out.cols);

@@ -156,6 +156,9 @@ class Ops {
   // out = x, element by element, same shape; strides may differ. Used for taps.
   virtual void copy(const TensorView& x, const TensorView& out) = 0;
 
+  // x[i] += bias, with bias [1, x.cols].
+  virtual void add_bias(const TensorView& x, const TensorView& bias) = 0;
+
   // out[i] = x[row_ids[i]].
   virtual void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
                            const TensorView& out) = 0;

@@ -265,6 +265,13 @@ class RefOps final : public Ops {
       std::copy_n(x.row<float>(row), x.cols, out.row<float>(row));
   }
 
+  void add_bias(const TensorView& x, const TensorView& bias) override {
+    op_checks::add_bias(x, bias);
+    for (int64_t row = 0; row < x.rows; ++row) {
+      for (int64_t col = 0; col < x.cols; ++col) x.row<float>(row)[col] += bias.row<float>(0)[col];
+    }
+  }
+
   void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
                    const TensorView& out) override {
     op_checks::gather_rows(x, row_ids, out);

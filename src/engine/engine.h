@@ -1,0 +1,186 @@
+#pragma once
+
+// The step loop. An Engine owns the KV pages, the sequences and their random state; one thread calls
+// it. Each step drafts blocks for the sequences that decode, verifies them together with prompt
+// chunks in one pass of the target, keeps what matches, and reports the new tokens.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/sampler.h"
+#include "kv/page_pool.h"
+#include "model/dflash.h"
+#include "model/target.h"
+#include "sched/step_plan.h"
+#include "spec/draft_length.h"
+
+namespace volley {
+
+// How many tokens to draft in a cycle.
+struct DraftPolicy {
+  enum class Mode { kOff, kFixed, kAuto };
+  Mode mode = Mode::kAuto;
+  int length = 0;  // for kFixed, at most block_size - 1
+
+  static DraftPolicy off() { return {.mode = Mode::kOff}; }
+  static DraftPolicy fixed(int length) { return {.mode = Mode::kFixed, .length = length}; }
+};
+
+// How a draft is chosen from the drafter's logits at temperature > 0. Neither changes the output.
+enum class DraftSampling {
+  kCoupled,  // sampled with the position's own noise, which the target will use as well
+  kArgmax,
+};
+
+struct EngineConfig {
+  int max_num_seqs = 1;    // sequences computed at the same time
+  int max_model_len = 0;   // positions of a sequence; 0: the checkpoint's limit, at most 8192
+  int max_queued = 64;     // requests waiting for a place
+  int prefill_chunk = 256; // most prompt rows of a sequence in one step
+  int page_size = 64;      // positions a KV page
+
+  Status validate() const;
+};
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt_ids;
+  int max_tokens = 256;
+  SamplingParams sampling;
+  std::vector<int32_t> stop_ids;  // end the answer; the stop token itself is reported
+  DraftPolicy draft;
+  DraftSampling draft_sampling = DraftSampling::kCoupled;
+  int prefill_chunk = 0;  // 0: the engine's
+};
+
+enum class FinishReason { kNone, kStop, kLength, kCancelled };
+
+// What speculation did for one request.
+struct SpeculationStats {
+  int64_t num_target_passes = 0;  // that yielded tokens, the prefill's last included
+  int64_t num_tokens = 0;         // generated
+  int64_t num_draft_passes = 0;
+  int64_t num_drafted = 0;
+  int64_t num_accepted_drafts = 0;
+  std::vector<int64_t> drafted_at;   // [block_size - 1] drafts verified at each position
+  std::vector<int64_t> accepted_at;  // of these, kept
+
+  // Tokens gained per target pass of decoding, the bonus token included.
+  double acceptance_length() const;
+};
+
+enum class RequestId : uint64_t {};
+
+// New tokens of one request after a step. `tokens` lives until the next step.
+struct StepOutput {
+  RequestId id{};
+  std::span<const int32_t> tokens;  // empty after a prompt chunk
+  int num_drafted = 0;
+  int num_accepted_drafts = 0;
+  FinishReason finish = FinishReason::kNone;
+};
+
+class Engine {
+ public:
+  // `drafter` may be null: then every request decodes plainly. Models and `ops` outlive the engine;
+  // models must have been created with model_limits(). Allocates everything that steps need and,
+  // with a drafter, measures what passes cost (a few dozen passes).
+  static Result<std::unique_ptr<Engine>> create(const EngineConfig& config, TargetModel& target,
+                                                DflashDrafter* drafter, Ops& ops);
+
+  ~Engine();
+
+  // The limits to create models with for an engine of this configuration.
+  static ModelLimits model_limits(const EngineConfig& config, const TargetConfig& target,
+                                  const DrafterConfig* drafter);
+
+  // Queues a request. Errors: an empty or too long prompt, token ids outside the vocabulary, bad
+  // sampling parameters, a full queue (kExhausted).
+  Result<RequestId> submit(GenerationRequest request);
+
+  // One step for all sequences; empty when idle. Outputs live until the next step.
+  std::span<const StepOutput> step();
+
+  // The request ends at once; its pages are free when this returns. False if it is unknown.
+  bool cancel(RequestId id);
+
+  bool idle() const { return sequences_.empty() && queue_.empty(); }
+  int max_model_len() const { return max_model_len_; }
+  int block_size() const { return block_size_; }
+  const PagePool& pages() const { return pages_; }
+
+  // Statistics of a request that is live or ended in the last step; nullptr for others.
+  const SpeculationStats* stats(RequestId id) const;
+
+  // Milliseconds of a pass as measured so far: the target's over n rows, the drafter's block of n
+  // rows (its context and proposals included).
+  double verify_ms(int num_rows) const { return 1e3 * verify_cost_.estimate(num_rows); }
+  double draft_ms(int num_rows) const { return 1e3 * draft_cost_.estimate(num_rows); }
+
+ private:
+  struct Sequence;
+  struct Queued {
+    RequestId id;
+    GenerationRequest request;
+  };
+
+  Engine(const EngineConfig& config, TargetModel& target, DflashDrafter* drafter, Ops& ops);
+  Status allocate();
+  void calibrate();
+  void admit();
+  int wanted_draft_length(Sequence& sequence);
+  void plan();
+  void inject_pending(Sequence& sequence);
+  void draft_blocks();
+  void propose(const TensorView& hidden);
+  void build_verify_batch();
+  void verify();
+  void collect_outputs();
+  void accept(Sequence& sequence, const StepItem& item, int first_row, int first_output);
+  void keep_target_hidden(Sequence& sequence, int first_row, int num_rows);
+  int32_t target_token(const Sequence& sequence, int output_idx, int64_t position);
+  void finish(Sequence& sequence, FinishReason reason);
+  void remove_finished();
+
+  EngineConfig config_;
+  TargetModel& target_;
+  DflashDrafter* drafter_;
+  Ops& ops_;
+  int max_model_len_ = 0;
+  int block_size_ = 1;
+  uint64_t next_id_ = 1;
+
+  PagePool pages_;
+  std::unique_ptr<KvCache> target_kv_;
+  std::unique_ptr<KvCache> draft_kv_;
+  std::vector<Queued> queue_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
+  std::vector<std::unique_ptr<Sequence>> finished_;  // this step's, for stats()
+  std::vector<Tensor> free_hidden_;  // pending target_hidden rows, one buffer a sequence
+
+  // One step's working state.
+  std::vector<SequenceState> states_;
+  std::vector<StepItem> items_;
+  RowBatch verify_rows_;
+  RowBatch draft_rows_;
+  RowBatch inject_rows_;
+  std::vector<int32_t> output_rows_;
+  std::vector<int32_t> argmax_ids_;
+  bool greedy_step_ = false;
+  TensorView output_logits_;
+  Tensor target_hidden_;  // [max_rows, num_taps * hidden_size]
+  Tensor logits_;         // [max_output_rows, vocab_size]
+  Tensor draft_logits_;   // [max_output_rows, draft_vocab_size]
+  Sampler sampler_;
+  std::unique_ptr<Sampler> draft_sampler_;
+  std::vector<float> draft_row_;  // draft logits spread over the target's vocabulary
+  std::vector<StepOutput> outputs_;
+
+  CostTable verify_cost_;
+  CostTable draft_cost_;
+  SurvivalEstimate survival_;  // over all requests: the prior of the next one
+};
+
+}  // namespace volley
