@@ -1,0 +1,244 @@
+#include "engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+
+#include "model/random_weights.h"
+#include "ops/ref/ref_ops.h"
+
+namespace volley {
+namespace {
+
+constexpr int kVocab = 97;
+
+TargetConfig small_target() {
+  return {.hidden_size = 32,
+          .num_layers = 3,
+          .num_heads = 4,
+          .num_kv_heads = 2,
+          .head_dim = 8,
+          .intermediate_size = 48,
+          .vocab_size = kVocab,
+          .max_position_embeddings = 512,
+          .qk_norm = true,
+          .layer_window = {0, 0, 0}};
+}
+
+DrafterConfig small_drafter() {
+  return {.hidden_size = 32,
+          .target_hidden_size = 32,
+          .num_layers = 2,
+          .num_heads = 4,
+          .num_kv_heads = 2,
+          .head_dim = 8,
+          .intermediate_size = 48,
+          .vocab_size = kVocab,
+          .draft_vocab_size = kVocab,
+          .max_position_embeddings = 512,
+          .block_size = 8,
+          .mask_token_id = 3,
+          .taps = {0, 2},
+          .attention = {{}, {.window = 5}}};
+}
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  FinishReason finish = FinishReason::kNone;
+};
+
+class EngineTest : public testing::Test {
+ protected:
+  void SetUp() override { build({.max_num_seqs = 3, .prefill_chunk = 64, .page_size = 32}); }
+
+  void build(const EngineConfig& config, bool with_drafter = true) {
+    engine_.reset();
+    ops_ = make_ref_ops();
+    const TargetConfig target_config = small_target();
+    const DrafterConfig draft_config = small_drafter();
+    RandomWeights random(7);
+    const ModelLimits limits = Engine::model_limits(config, target_config, &draft_config);
+    target_ = *TargetModel::create(target_config, random.target(target_config), limits, *ops_);
+    drafter_ = *DflashDrafter::create(draft_config, random.drafter(draft_config), *target_, limits,
+                                      *ops_);
+    engine_ = *Engine::create(config, *target_, with_drafter ? drafter_.get() : nullptr, *ops_);
+  }
+
+  // Runs requests together; answers by id, in the order given.
+  std::vector<Answer> run(std::vector<GenerationRequest> requests) {
+    std::vector<RequestId> ids;
+    for (auto& request : requests) ids.push_back(engine_->submit(std::move(request)).value());
+    std::map<RequestId, Answer> answers;
+    for (int step = 0; !engine_->idle() && step < 10'000; ++step) {
+      for (const StepOutput& output : engine_->step()) {
+        Answer& answer = answers[output.id];
+        answer.tokens.insert(answer.tokens.end(), output.tokens.begin(), output.tokens.end());
+        answer.finish = output.finish;
+        if (const SpeculationStats* stats = engine_->stats(output.id)) stats_[output.id] = *stats;
+      }
+    }
+    EXPECT_TRUE(engine_->idle());
+    EXPECT_EQ(engine_->pages().num_free(), engine_->pages().num_pages());
+    std::vector<Answer> ordered;
+    for (const RequestId id : ids) ordered.push_back(answers[id]);
+    return ordered;
+  }
+
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<TargetModel> target_;
+  std::unique_ptr<DflashDrafter> drafter_;
+  std::unique_ptr<Engine> engine_;
+  std::map<RequestId, SpeculationStats> stats_;
+};
+
+std::vector<int32_t> random_prompt(int length, int seed) {
+  std::mt19937 rng(seed);
+  std::vector<int32_t> prompt(length);
+  for (int32_t& id : prompt) id = rng() % kVocab;
+  return prompt;
+}
+
+// Law 1 over every setting that must not matter, several requests at a time against each alone.
+TEST_F(EngineTest, SameAnswerHoweverItIsComputed) {
+  const std::vector<DraftPolicy> policies{DraftPolicy::off(), DraftPolicy::fixed(1),
+                                          DraftPolicy::fixed(4), DraftPolicy::fixed(7),
+                                          DraftPolicy{}};
+  int compared = 0;
+  for (int seed = 0; seed < 6; ++seed) {
+    SamplingParams sampling{.seed = static_cast<uint64_t>(seed)};
+    if (seed % 3 == 1) sampling.temperature = 0.8f;
+    if (seed % 3 == 2) {
+      sampling.temperature = 1.2f;
+      sampling.top_k = 20;
+      sampling.top_p = 0.9f;
+      sampling.repetition_penalty = 1.3f;
+      sampling.frequency_penalty = 0.5f;
+      sampling.logit_bias = {{5, 2.0f}};
+    }
+    const auto prompt = random_prompt(11 + 17 * seed, seed);
+    const auto reference = run({{.prompt_ids = prompt,
+                                 .max_tokens = 40,
+                                 .sampling = sampling,
+                                 .draft = DraftPolicy::off()}})[0];
+    ASSERT_EQ(reference.tokens.size(), 40u);
+    std::vector<GenerationRequest> together;
+    for (const DraftPolicy& policy : policies) {
+      for (const int chunk : {1, 7, 0}) {
+        for (const auto draft_sampling : {DraftSampling::kCoupled, DraftSampling::kArgmax}) {
+          together.push_back({.prompt_ids = prompt,
+                              .max_tokens = 40,
+                              .sampling = sampling,
+                              .draft = policy,
+                              .draft_sampling = draft_sampling,
+                              .prefill_chunk = chunk});
+        }
+      }
+    }
+    const size_t count = together.size();
+    const auto answers = run(std::move(together));
+    for (size_t i = 0; i < count; ++i, ++compared) {
+      ASSERT_EQ(answers[i].tokens, reference.tokens) << "seed " << seed << " variant " << i;
+    }
+  }
+  EXPECT_EQ(compared, 180);
+}
+
+// A drafter that is right yields whole blocks; statistics add up.
+TEST_F(EngineTest, StatisticsAddUp) {
+  run({{.prompt_ids = random_prompt(20, 1), .max_tokens = 64, .draft = DraftPolicy::fixed(7)}});
+  ASSERT_EQ(stats_.size(), 1u);
+  const SpeculationStats& stats = stats_.begin()->second;
+  EXPECT_EQ(stats.num_tokens, 64);
+  EXPECT_EQ(stats.num_tokens, stats.num_target_passes + stats.num_accepted_drafts);
+  int64_t drafted = 0;
+  int64_t accepted = 0;
+  for (size_t i = 0; i < stats.drafted_at.size(); ++i) {
+    drafted += stats.drafted_at[i];
+    accepted += stats.accepted_at[i];
+    EXPECT_LE(stats.accepted_at[i], stats.drafted_at[i]);
+  }
+  EXPECT_EQ(drafted, stats.num_drafted);
+  EXPECT_EQ(accepted, stats.num_accepted_drafts);
+  EXPECT_GE(stats.acceptance_length(), 1.0);
+}
+
+TEST_F(EngineTest, StopTokensEndTheAnswerInsideABlock) {
+  const auto prompt = random_prompt(20, 2);
+  const auto whole = run({{.prompt_ids = prompt, .max_tokens = 40, .draft = DraftPolicy::off()}})[0];
+  const int32_t stop = whole.tokens[17];
+  const auto first = std::find(whole.tokens.begin(), whole.tokens.end(), stop);
+  const std::vector<int32_t> expected(whole.tokens.begin(), first + 1);
+  for (const DraftPolicy& policy : {DraftPolicy::off(), DraftPolicy::fixed(7), DraftPolicy{}}) {
+    const auto answer =
+        run({{.prompt_ids = prompt, .max_tokens = 40, .stop_ids = {stop}, .draft = policy}})[0];
+    EXPECT_EQ(answer.tokens, expected);
+    EXPECT_EQ(answer.finish, FinishReason::kStop);
+  }
+}
+
+TEST_F(EngineTest, ContextLimitEndsTheAnswer) {
+  build({.max_num_seqs = 2, .max_model_len = 64, .prefill_chunk = 64, .page_size = 32});
+  for (const DraftPolicy& policy : {DraftPolicy::off(), DraftPolicy::fixed(7)}) {
+    const auto answer =
+        run({{.prompt_ids = random_prompt(50, 3), .max_tokens = 1000, .draft = policy}})[0];
+    EXPECT_EQ(answer.tokens.size(), 14u);
+    EXPECT_EQ(answer.finish, FinishReason::kLength);
+  }
+}
+
+TEST_F(EngineTest, CancelFreesItsPagesAndNobodyElses) {
+  const auto prompt = random_prompt(30, 4);
+  const auto alone = run({{.prompt_ids = prompt, .max_tokens = 30}})[0];
+  for (int cancel_after = 0; cancel_after < 8; ++cancel_after) {
+    std::vector<RequestId> ids;
+    for (int i = 0; i < 5; ++i) {  // three run, two wait
+      ids.push_back(*engine_->submit({.prompt_ids = prompt, .max_tokens = 30}));
+    }
+    std::map<RequestId, std::vector<int32_t>> tokens;
+    for (int step = 0; !engine_->idle(); ++step) {
+      if (step == cancel_after) {
+        EXPECT_TRUE(engine_->cancel(ids[1]));
+        EXPECT_FALSE(engine_->cancel(ids[1]));
+        EXPECT_TRUE(engine_->cancel(ids[4]));
+      }
+      for (const StepOutput& output : engine_->step()) {
+        tokens[output.id].insert(tokens[output.id].end(), output.tokens.begin(),
+                                 output.tokens.end());
+      }
+    }
+    for (const int i : {0, 2, 3}) EXPECT_EQ(tokens[ids[i]], alone.tokens);
+    EXPECT_EQ(engine_->pages().num_free(), engine_->pages().num_pages());
+  }
+}
+
+TEST_F(EngineTest, WithoutADrafterItDecodesPlainly) {
+  const auto prompt = random_prompt(30, 5);
+  const auto drafted = run({{.prompt_ids = prompt, .max_tokens = 30}})[0];
+  build({.max_num_seqs = 1, .prefill_chunk = 16, .page_size = 32}, false);
+  EXPECT_EQ(run({{.prompt_ids = prompt, .max_tokens = 30}})[0].tokens, drafted.tokens);
+}
+
+TEST_F(EngineTest, BadRequestsAreErrors) {
+  const auto error = [&](GenerationRequest request) {
+    auto id = engine_->submit(std::move(request));
+    EXPECT_FALSE(id.has_value());
+    return id ? std::string() : id.error().message;
+  };
+  EXPECT_THAT(error({}), testing::HasSubstr("at least one token"));
+  EXPECT_THAT(error({.prompt_ids = {kVocab}}), testing::HasSubstr("outside the vocabulary"));
+  EXPECT_THAT(error({.prompt_ids = {-1}}), testing::HasSubstr("outside the vocabulary"));
+  EXPECT_THAT(error({.prompt_ids = std::vector<int32_t>(512, 1)}), testing::HasSubstr("context"));
+  EXPECT_THAT(error({.prompt_ids = {1}, .max_tokens = 0}), testing::HasSubstr("max_tokens"));
+  EXPECT_THAT(error({.prompt_ids = {1}, .sampling = {.top_p = 0}}), testing::HasSubstr("top_p"));
+  EXPECT_THAT(error({.prompt_ids = {1}, .draft = DraftPolicy::fixed(8)}),
+              testing::HasSubstr("draft length"));
+  for (int i = 0; i < 64; ++i) ASSERT_TRUE(engine_->submit({.prompt_ids = {1}, .max_tokens = 1}));
+  auto full = engine_->submit({.prompt_ids = {1}});
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().kind, ErrorKind::kExhausted);
+}
+
+}  // namespace
+}  // namespace volley
