@@ -1,0 +1,391 @@
+// The AMX bf16 unit.
+//
+// A tile product C[16, 16] += A[16, 32] B[32, 16] takes 16 cycles whatever it multiplies, and
+// decoding waits for weights to come from memory: 1 KiB of B at 8 bytes a cycle is 128 cycles. So
+// up to 32 rows of A ride along with one, which is what makes verifying a drafted block nearly
+// free.
+//
+// Order of sums. Matmul: TDPBF16PS adds pairs of k in order within a tile, tiles in order of k,
+// into one f32 sum that never leaves the tile. Rows of A do not meet, so a row's bits are the same
+// alone and among many. Scores likewise over head_dim. Values: tiles of 32 keys in order, within
+// chunks of kKeyChunk absolute positions, upon the rescaled sum of the chunks before. A masked key
+// has weight zero, and adding zeros is exact.
+
+#include "ops/cpu/simd_avx512.h"
+// after simd
+#include "ops/cpu/row_kernels.h"
+
+namespace volley::cpu {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileK = 32;
+constexpr int64_t kTileSize = kTileRows * kTileK;  // elements of an A or a B tile
+constexpr int64_t kLine = 64;                      // bytes of a tile row
+
+// Tiles 0-3 are sums, 4-5 are A, 6-7 are B. A and sums have fewer rows when the call has.
+class TileScope {
+ public:
+  TileScope(int64_t rows_first, int64_t rows_second) {
+    struct alignas(64) {
+      uint8_t palette = 1;
+      uint8_t start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t column_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    const int64_t rows[8] = {rows_first, rows_first,  rows_second, rows_second,
+                             rows_first, rows_second, kTileRows,   kTileRows};
+    for (int i = 0; i < 8; ++i) {
+      config.column_bytes[i] = kLine;
+      config.rows[i] = static_cast<uint8_t>(rows[i]);
+    }
+    _tile_loadconfig(&config);
+  }
+  ~TileScope() { _tile_release(); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+};
+
+inline __m256i to_bf16(F16 x) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
+}
+
+// ---- Matmul.
+
+// Packed rows: per 16 rows, A tiles in order of k.
+int64_t amx_group_bytes(int64_t k) {
+  return (k + kTileK - 1) / kTileK * kTileSize * 2;
+}
+
+void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
+  const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
+  for (int64_t group = group_begin; group < group_end; ++group) {
+    uint16_t* tiles = static_cast<uint16_t*>(task.packed_rows) + group * num_steps * kTileSize;
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const int64_t row = group * kTileRows + r;
+      if (row >= task.num_rows) {
+        // Full tiles are multiplied only beyond two groups; see TileScope in amx_matmul.
+        if (task.num_rows <= 2 * kTileRows) break;
+        for (int64_t step = 0; step < num_steps; ++step)
+          _mm512_storeu_si512(tiles + step * kTileSize + r * kTileK, _mm512_setzero_si512());
+        continue;
+      }
+      const float* a = task.a + row * task.a_stride;
+      for (int64_t step = 0; step < num_steps; ++step) {
+        const int64_t rest = task.k - step * kTileK;
+        const F16 low = load_upto(a + step * kTileK, rest < 16 ? rest : 16);
+        const F16 high =
+            rest > 16 ? load_upto(a + step * kTileK + 16, rest < 32 ? rest - 16 : 16) : zero();
+        auto* out = reinterpret_cast<__m256i*>(tiles + step * kTileSize + r * kTileK);
+        _mm256_storeu_si256(out, to_bf16(low));
+        _mm256_storeu_si256(out + 1, to_bf16(high));
+      }
+    }
+  }
+}
+
+// How far ahead of its use a weight tile is fetched. Hardware prefetching stops at pages.
+constexpr int64_t kPrefetchBytes = 8192;
+
+inline void prefetch_tile_pair(const uint16_t* w) {
+  const char* p = reinterpret_cast<const char*>(w) + kPrefetchBytes;
+  for (int64_t line = 0; line < 2 * kTileSize * 2; line += kLine)
+    _mm_prefetch(p + line, _MM_HINT_T0);
+}
+
+// sums[rows][32] = one or two groups of rows times one panel.
+template <bool kTwoGroups, bool kPrefetch>
+inline void multiply_panel(const uint16_t* a, int64_t group_size, const uint16_t* w,
+                           int64_t num_steps, float* sums) {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kTwoGroups) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < num_steps; ++step) {
+    if constexpr (kPrefetch) prefetch_tile_pair(w);
+    _tile_loadd(4, a, kLine);
+    _tile_loadd(6, w, kLine);
+    _tile_loadd(7, w + kTileSize, kLine);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwoGroups) {
+      _tile_loadd(5, a + group_size, kLine);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    a += kTileSize;
+    w += 2 * kTileSize;
+  }
+  constexpr int64_t kStride = kPanelCols * 4;
+  _tile_stored(0, sums, kStride);
+  _tile_stored(1, sums + 16, kStride);
+  if constexpr (kTwoGroups) {
+    _tile_stored(2, sums + kTileRows * kPanelCols, kStride);
+    _tile_stored(3, sums + kTileRows * kPanelCols + 16, kStride);
+  }
+}
+
+void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end, ArgmaxState* best) {
+  const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
+  const int64_t group_size = num_steps * kTileSize;
+  const auto* a = static_cast<const uint16_t*>(task.packed_rows);
+  const bool few = task.num_rows <= 2 * kTileRows;
+  const int64_t first = few && task.num_rows < kTileRows ? task.num_rows : kTileRows;
+  const int64_t second = few && task.num_rows > kTileRows ? task.num_rows - kTileRows : kTileRows;
+  const TileScope tiles(first, second);
+  alignas(64) float sums[2 * kTileRows * kPanelCols];
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    const uint16_t* w = task.weights + panel * task.panel_size;
+    for (int64_t row = 0; row < task.num_rows; row += 2 * kTileRows) {
+      const uint16_t* group = a + row / kTileRows * group_size;
+      const int64_t rows =
+          task.num_rows - row < 2 * kTileRows ? task.num_rows - row : 2 * kTileRows;
+      if (rows <= kTileRows) {
+        row == 0 ? multiply_panel<false, true>(group, group_size, w, num_steps, sums)
+                 : multiply_panel<false, false>(group, group_size, w, num_steps, sums);
+      } else {
+        row == 0 ? multiply_panel<true, true>(group, group_size, w, num_steps, sums)
+                 : multiply_panel<true, false>(group, group_size, w, num_steps, sums);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* s = sums + r * kPanelCols;
+        finish_row(task, row + r, panel, load(s), load(s + 16), best);
+      }
+    }
+  }
+}
+
+// ---- KV cache and attention.
+
+constexpr int32_t kKeysPerTile = 32;  // positions of one step of the values' sum
+
+inline int32_t padded_dim(int32_t head_dim) {
+  return (head_dim + 31) / 32 * 32;
+}
+
+void amx_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t row_end) {
+  const int32_t d = task.kv.head_dim;
+  rope_rows(
+      task, row_begin, row_end,
+      [&](char* head, int32_t slot, const float* key, const float* value) {
+        // Keys: pair (2i, 2i + 1) of head_dim is one 32-bit element of column slot % 16.
+        auto* keys =
+            reinterpret_cast<uint32_t*>(head) + slot / 16 * (padded_dim(d) / 2) * 16 + slot % 16;
+        alignas(64) uint32_t pairs[kMaxHeadDim / 2];
+        for (int32_t c = 0; c < d; c += 16)
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + c / 2), to_bf16(load(key + c)));
+        for (int32_t i = 0; i < d / 2; ++i) keys[i * 16] = pairs[i];
+        // Values: every other 16-bit element of a row of the tile.
+        auto* values = reinterpret_cast<uint16_t*>(head + task.kv.values_offset) +
+                       slot / kKeysPerTile * kKeysPerTile * d + slot % kKeysPerTile / 2 * kTileK;
+        const __mmask32 mask = slot % 2 == 0 ? 0x55555555u : 0xAAAAAAAAu;
+        const __m512 limit = _mm512_set1_ps(3.38953139e38f);  // the largest bf16
+        for (int32_t c = 0; c < d; c += 16, values += kTileSize) {
+          const __m512 x = _mm512_loadu_ps(value + c);
+          const __m512 finite =
+              _mm512_maskz_max_ps(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), _mm512_min_ps(x, limit),
+                                  _mm512_sub_ps(_mm512_setzero_ps(), limit));
+          __m512i bits = _mm512_cvtepu16_epi32(to_bf16({finite}));
+          if (slot % 2 != 0) bits = _mm512_slli_epi32(bits, 16);
+          _mm512_mask_storeu_epi16(values, mask, bits);
+        }
+      });
+}
+
+constexpr float kNoScore = -1e30f;  // finite, so that the difference of two is 0 and not NaN
+
+// Sixteen queries on their way over the keys. Rows past `count` are never read.
+struct Queries {
+  int32_t count;
+  int32_t begin[kTileRows];  // keys of each
+  int32_t end[kTileRows];
+  alignas(64) float max_score[kTileRows];
+  alignas(64) float sum[kTileRows];
+  alignas(64) uint16_t q[kMaxHeadDim / kTileK][kTileSize];  // A tiles
+  alignas(64) float scores[kTileRows][kKeyChunk];
+  alignas(64) uint16_t weights[kKeyChunk / kKeysPerTile][kTileSize];  // A tiles
+  alignas(64) float out[kMaxHeadDim / 16][kTileRows][16];             // tiles of sums
+};
+
+inline void load_queries(const AttentionTask& task, const QueryBlock& block, int32_t kv_head,
+                         Queries& queries) {
+  const int32_t d = task.kv.head_dim;
+  const int32_t group = task.num_heads / task.num_kv_heads;
+  queries.count = block.num_queries;
+  for (int32_t i = 0; i < queries.count; ++i) {
+    const int64_t row = block.first_row + (block.first_query + i) / group;
+    const int64_t head = kv_head * group + (block.first_query + i) % group;
+    queries.begin[i] = task.key_begin[row];
+    queries.end[i] = task.key_end[row];
+    const float* q = task.qkv + row * task.qkv_stride + head * d;
+    for (int32_t c = 0; c < padded_dim(d); c += 16) {
+      auto* out = reinterpret_cast<__m256i*>(queries.q[c / kTileK] + i * kTileK + c % kTileK);
+      _mm256_storeu_si256(out, c < d ? to_bf16(load(q + c)) : _mm256_setzero_si256());
+    }
+    for (int32_t c = 0; c < d; c += 16) store(queries.out[c / 16][i], zero());
+  }
+  store(queries.max_score, set1(kNoScore));
+  store(queries.sum, zero());
+}
+
+// scores[.][position - chunk] for 32 positions from `position`.
+inline void score_keys(const KvLayer& kv, const char* keys, int32_t column, Queries& queries) {
+  _tile_zero(0);
+  _tile_zero(1);
+  const int32_t num_steps = padded_dim(kv.head_dim) / kTileK;
+  const auto* low = reinterpret_cast<const uint16_t*>(keys);
+  const uint16_t* high = low + num_steps * kTileSize;
+  for (int32_t step = 0; step < num_steps; ++step) {
+    _tile_loadd(4, queries.q[step], kLine);
+    _tile_loadd(6, low + step * kTileSize, kLine);
+    _tile_loadd(7, high + step * kTileSize, kLine);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, queries.scores[0] + column, kKeyChunk * 4);
+  _tile_stored(1, queries.scores[0] + column + 16, kKeyChunk * 4);
+}
+
+// Scores of query i become bf16 weights e^(score - max), zero where masked. Returns the new
+// maximum.
+inline float soften_scores(float scale, int32_t chunk, int32_t first, int32_t last, int32_t i,
+                           Queries& queries) {
+  float* scores = queries.scores[i];
+  const int64_t begin = queries.begin[i] - chunk;
+  const int64_t end = queries.end[i] - chunk;
+  F16 lane_max = set1(kNoScore);
+  for (int32_t c = first - chunk; c < last - chunk; c += 16) {
+    const F16 score = mul(load(scores + c), set1(scale));
+    store(scores + c, score);
+    lane_max = max(lane_max, select(lanes_between(begin - c, end - c), score, set1(kNoScore)));
+  }
+  const float new_max = reduce_max(max(set1(queries.max_score[i]), lane_max));
+  F16 lane_sum = zero();
+  for (int32_t c = first - chunk; c < last - chunk; c += 16) {
+    const F16 weight = exp(sub(load(scores + c), set1(new_max)));
+    const F16 masked = select(lanes_between(begin - c, end - c), weight, zero());
+    lane_sum = add(lane_sum, masked);
+    uint16_t* tile = queries.weights[c / kKeysPerTile] + i * kTileK + c % kKeysPerTile;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(tile), to_bf16(masked));
+  }
+  if (new_max != queries.max_score[i]) {
+    alignas(64) float factor[16];
+    store(factor, exp(set1(queries.max_score[i] - new_max)));
+    queries.sum[i] *= factor[0];
+  }
+  queries.sum[i] += reduce_add(lane_sum);
+  return new_max;
+}
+
+inline void rescale_out(int32_t head_dim, int32_t i, float new_max, Queries& queries) {
+  if (new_max == queries.max_score[i]) return;
+  const F16 factor = exp(set1(queries.max_score[i] - new_max));
+  for (int32_t tile = 0; tile < head_dim / 16; ++tile)
+    store(queries.out[tile][i], mul(load(queries.out[tile][i]), factor));
+  queries.max_score[i] = new_max;
+}
+
+// out += weights . values for positions [first, last) of one chunk, four tiles of head_dim at once.
+template <int kTiles>
+inline void add_values(const AttentionTask& task, const int32_t* pages, int32_t kv_head,
+                       int32_t chunk, int32_t first, int32_t last, int32_t tile, Queries& queries) {
+  constexpr int64_t kStride = 64;
+  _tile_loadd(0, queries.out[tile], kStride);
+  if constexpr (kTiles > 1) _tile_loadd(1, queries.out[tile + 1], kStride);
+  if constexpr (kTiles > 2) _tile_loadd(2, queries.out[tile + 2], kStride);
+  if constexpr (kTiles > 3) _tile_loadd(3, queries.out[tile + 3], kStride);
+  for (int32_t position = first; position < last; position += kKeysPerTile) {
+    const char* head = page_head(task.kv, pages, position, kv_head) + task.kv.values_offset;
+    const uint16_t* values = reinterpret_cast<const uint16_t*>(head) +
+                             position % task.kv.page_size * task.kv.head_dim + tile * kTileSize;
+    _tile_loadd(4, queries.weights[(position - chunk) / kKeysPerTile], kLine);
+    _tile_loadd(6, values, kLine);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kTiles > 1) {
+      _tile_loadd(7, values + kTileSize, kLine);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (kTiles > 2) {
+      _tile_loadd(6, values + 2 * kTileSize, kLine);
+      _tile_dpbf16ps(2, 4, 6);
+    }
+    if constexpr (kTiles > 3) {
+      _tile_loadd(7, values + 3 * kTileSize, kLine);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  _tile_stored(0, queries.out[tile], kStride);
+  if constexpr (kTiles > 1) _tile_stored(1, queries.out[tile + 1], kStride);
+  if constexpr (kTiles > 2) _tile_stored(2, queries.out[tile + 2], kStride);
+  if constexpr (kTiles > 3) _tile_stored(3, queries.out[tile + 3], kStride);
+}
+
+inline void attend_chunk(const AttentionTask& task, const int32_t* pages, int32_t kv_head,
+                         int32_t chunk, int32_t first, int32_t last, Queries& queries) {
+  const int32_t d = task.kv.head_dim;
+  const float scale = inverse_sqrt(static_cast<float>(d));
+  for (int32_t position = first; position < last; position += kKeysPerTile) {
+    const char* keys = page_head(task.kv, pages, position, kv_head) +
+                       position % task.kv.page_size * padded_dim(d) * 2;
+    score_keys(task.kv, keys, position - chunk, queries);
+  }
+  for (int32_t i = 0; i < queries.count; ++i)
+    rescale_out(d, i, soften_scores(scale, chunk, first, last, i, queries), queries);
+  int32_t tile = 0;
+  for (; tile + 4 <= d / 16; tile += 4)
+    add_values<4>(task, pages, kv_head, chunk, first, last, tile, queries);
+  for (; tile + 2 <= d / 16; tile += 2)
+    add_values<2>(task, pages, kv_head, chunk, first, last, tile, queries);
+  if (tile < d / 16) add_values<1>(task, pages, kv_head, chunk, first, last, tile, queries);
+}
+
+void amx_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_head) {
+  Queries queries;
+  load_queries(task, block, kv_head, queries);
+  int32_t all_begin = INT32_MAX, all_end = 0;
+  for (int32_t i = 0; i < queries.count; ++i) {
+    if (queries.begin[i] < all_begin) all_begin = queries.begin[i];
+    if (queries.end[i] > all_end) all_end = queries.end[i];
+  }
+  const int32_t* pages = task.page_tables[task.sequences[block.first_row]];
+  const TileScope tiles(queries.count, queries.count);
+  for (int32_t chunk = all_begin / kKeyChunk * kKeyChunk; chunk < all_end; chunk += kKeyChunk) {
+    const int32_t first = (all_begin > chunk ? all_begin : chunk) / kKeysPerTile * kKeysPerTile;
+    const int32_t limit = all_end < chunk + kKeyChunk ? all_end : chunk + kKeyChunk;
+    const int32_t last = (limit + kKeysPerTile - 1) / kKeysPerTile * kKeysPerTile;
+    attend_chunk(task, pages, kv_head, chunk, first, last, queries);
+  }
+  const int32_t d = task.kv.head_dim;
+  const int32_t group = task.num_heads / task.num_kv_heads;
+  for (int32_t i = 0; i < queries.count; ++i) {
+    const int64_t row = block.first_row + (block.first_query + i) / group;
+    const int64_t head = kv_head * group + (block.first_query + i) % group;
+    float* out = task.out + row * task.out_stride + head * d;
+    const F16 scale = set1(1.0f / queries.sum[i]);
+    // Adding zero turns -0 into 0: a masked key may have added -0 or 0.
+    for (int32_t c = 0; c < d; c += 16)
+      store(out + c, add(mul(load(queries.out[c / 16][i]), scale), zero()));
+  }
+}
+
+}  // namespace
+
+const KernelTable* amx_bf16_kernels() {
+  static constexpr KernelTable kTable = {.weight_layout = WeightLayout::kTiles,
+                                         .kv_is_bf16 = true,
+                                         .rows_per_group = kTileRows,
+                                         .queries_per_block = kTileRows,
+                                         .packed_group_bytes = amx_group_bytes,
+                                         .pack_rows = amx_pack_rows,
+                                         .matmul = amx_matmul,
+                                         .rms_norm = rms_norm_row,
+                                         .widen_bf16 = widen_bf16_row,
+                                         .rope_and_store = amx_rope_and_store,
+                                         .attend = amx_attend};
+  return &kTable;
+}
+
+}  // namespace volley::cpu

@@ -1,0 +1,440 @@
+#include "ops/cpu/cpu_ops.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "ops/cpu/cpu_features.h"
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/memory.h"
+#include "ops/cpu/packing.h"
+#include "ops/op_checks.h"
+#include "ops/pack_checks.h"
+#include "tensor/float_formats.h"
+
+namespace volley {
+namespace {
+
+using cpu::ArgmaxState;
+using cpu::AttentionTask;
+using cpu::Buffer;
+using cpu::Epilogue;
+using cpu::kMaxRowsPerPass;
+using cpu::MatmulTask;
+using cpu::PackedPanels;
+using cpu::QueryBlock;
+
+// Work below these sizes stays on the calling thread: a dispatch costs about as much.
+constexpr int64_t kSerialRowElements = 32 * 1024;  // activations read by a row-by-row op
+constexpr int64_t kSerialWeights = 16 * 1024;      // weights of one thread's share of a matmul
+constexpr int64_t kSerialKeyElements = 16 * 1024;  // key and value elements of an attention call
+constexpr size_t kReservedBlocks = 16 * 1024;
+
+class CpuMatrix final : public PackedMatrix {
+ public:
+  CpuMatrix(int64_t n, int64_t k, bool is_gate_up, PackedPanels panels)
+      : PackedMatrix(n, k), is_gate_up(is_gate_up), panels(std::move(panels)) {}
+  int64_t num_bytes() const override { return panels.num_panels * panels.panel_size * 2; }
+
+  const bool is_gate_up;
+  const PackedPanels panels;
+};
+
+class CpuKv final : public KvCache {
+ public:
+  CpuKv(const KvShape& shape, int64_t keys_bytes, int64_t values_bytes, Buffer data)
+      : KvCache(shape),
+        values_offset_(keys_bytes),
+        head_bytes_(keys_bytes + values_bytes),
+        data_(std::move(data)) {}
+  int64_t num_bytes() const override { return data_.size(); }
+
+  cpu::KvLayer layer(int layer_idx) const {
+    const int64_t page_bytes = head_bytes_ * shape().num_kv_heads;
+    return {.data = data_.data() + layer_idx * shape().num_pages * page_bytes,
+            .page_bytes = page_bytes,
+            .head_bytes = head_bytes_,
+            .values_offset = values_offset_,
+            .page_size = shape().page_size,
+            .head_dim = shape().head_dim};
+  }
+
+ private:
+  int64_t values_offset_;
+  int64_t head_bytes_;
+  Buffer data_;
+};
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(std::string_view name, const cpu::KernelTable& kernels, int num_threads)
+      : name_(name), kernels_(kernels), pool_(num_threads) {
+    best_.resize(static_cast<size_t>(num_threads * kMaxRowsPerPass));
+    blocks_.reserve(kReservedBlocks);
+  }
+
+  std::string_view name() const override { return name_; }
+
+  Result<Tensor> allocate(int64_t rows, int64_t cols, DType dtype) override {
+    const int64_t bytes = rows * cols * dtype_bytes(dtype);
+    VOLLEY_TRY(Buffer buffer, Buffer::create(bytes));
+    void* data = buffer.release();
+    return Tensor({data, dtype, rows, cols, cols},
+                  {data, [bytes](void* p) { Buffer::unmap(p, bytes); }});
+  }
+
+  Result<std::unique_ptr<PackedMatrix>> pack_matrix(std::span<const HostMatrix> parts) override {
+    VOLLEY_TRY_STATUS(check_parts(parts));
+    int64_t n = 0;
+    for (const HostMatrix& part : parts) n += part.rows();
+    return pack(cpu::stacked_columns(parts), n, parts[0].cols(), false);
+  }
+
+  Result<std::unique_ptr<PackedMatrix>> pack_gate_up(const HostMatrix& gate,
+                                                     const HostMatrix& up) override {
+    VOLLEY_TRY_STATUS(check_gate_up(gate, up));
+    return pack(cpu::gate_up_columns(gate, up), gate.rows(), gate.cols(), true);
+  }
+
+  Result<Tensor> pack_vector(std::span<const HostTensor> parts) override {
+    std::vector<float> all;
+    for (const HostTensor& part : parts) {
+      const std::vector<float> floats = part.to_floats();
+      all.insert(all.end(), floats.begin(), floats.end());
+    }
+    VOLLEY_TRY(Tensor tensor, allocate(1, static_cast<int64_t>(all.size()), DType::kF32));
+    std::copy(all.begin(), all.end(), tensor.view().row<float>(0));
+    return tensor;
+  }
+
+  // bf16 tables stay as they are; others become f32. Both exact.
+  Result<Tensor> pack_embedding(const HostMatrix& table) override {
+    VOLLEY_TRY_STATUS(check_parts({&table, 1}));
+    const bool is_bf16 = table.weight.dtype == DType::kBF16 && !table.is_quantized();
+    VOLLEY_TRY(Tensor tensor,
+               allocate(table.rows(), table.cols(), is_bf16 ? DType::kBF16 : DType::kF32));
+    if (is_bf16) {
+      std::memcpy(tensor.view().data, table.weight.data,
+                  static_cast<size_t>(table.weight.num_bytes()));
+    } else {
+      for (int64_t row = 0; row < table.rows(); ++row)
+        table.dequantize_row(row, tensor.view().row<float>(row));
+    }
+    return tensor;
+  }
+
+  Result<std::unique_ptr<KvCache>> create_kv(const KvShape& shape) override {
+    VOLLEY_TRY_STATUS(check_kv_shape(shape, 16));
+    if (shape.head_dim > cpu::kMaxHeadDim)
+      return make_error(ErrorKind::kUnsupported, "head_dim {} is above {}, the most that {} holds",
+                        shape.head_dim, cpu::kMaxHeadDim, name_);
+    const int64_t element = kernels_.kv_is_bf16 ? 2 : 4;
+    const int64_t key_dim = kernels_.kv_is_bf16 ? (shape.head_dim + 31) / 32 * 32 : shape.head_dim;
+    const int64_t keys = shape.page_size * key_dim * element;
+    const int64_t values = int64_t{shape.page_size} * shape.head_dim * element;
+    const int64_t heads = int64_t{shape.num_layers} * shape.num_pages * shape.num_kv_heads;
+    VOLLEY_TRY(Buffer data, Buffer::create(heads * (keys + values)));
+    return std::make_unique<CpuKv>(shape, keys, values, std::move(data));
+  }
+
+  void embed(const TensorView& table, std::span<const int32_t> token_ids,
+             const TensorView& out) override {
+    op_checks::embed(table, token_ids, out);
+    for_rows(out, [&](int64_t row) {
+      if (table.dtype == DType::kBF16)
+        kernels_.widen_bf16(table.row<uint16_t>(token_ids[row]), out.cols, out.row<float>(row));
+      else
+        copy_row(table.row<float>(token_ids[row]), out, row);
+    });
+  }
+
+  void rms_norm(const TensorView& x, const TensorView& weight, float eps,
+                const TensorView& out) override {
+    op_checks::rms_norm(x, weight, out);
+    for_rows(out, [&](int64_t row) {
+      kernels_.rms_norm(x.row<float>(row), weight.row<float>(0), x.cols, eps, out.row<float>(row));
+    });
+  }
+
+  void matmul(const TensorView& a, const PackedMatrix& w, const TensorView* bias,
+              const TensorView& out) override {
+    op_checks::matmul(a, w, bias, out);
+    multiply(a, w, Epilogue::kStore, bias, out);
+  }
+
+  void matmul_add(const TensorView& a, const PackedMatrix& w, const TensorView& residual) override {
+    op_checks::matmul(a, w, nullptr, residual);
+    multiply(a, w, Epilogue::kAdd, nullptr, residual);
+  }
+
+  void swiglu(const TensorView& a, const PackedMatrix& w, const TensorView& out) override {
+    op_checks::matmul(a, w, nullptr, out);
+    multiply(a, w, Epilogue::kSwiglu, nullptr, out);
+  }
+
+  void matmul_argmax(const TensorView& a, const PackedMatrix& w,
+                     std::span<int32_t> token_ids) override {
+    op_checks::matmul_argmax(a, w, token_ids);
+    CHECK_LT(w.n(), int64_t{1} << 24);  // columns are kept as floats
+    const float kInfinity = std::numeric_limits<float>::infinity();
+    for (int64_t first = 0; first < a.rows; first += kMaxRowsPerPass) {
+      const int64_t count = std::min(kMaxRowsPerPass, a.rows - first);
+      for (int thread_idx = 0; thread_idx < pool_.num_threads(); ++thread_idx) {
+        for (ArgmaxState& state : thread_best(thread_idx).first(static_cast<size_t>(count))) {
+          std::fill_n(state.values, 16, -kInfinity);
+          std::fill_n(state.columns, 16, kInfinity);
+        }
+      }
+      multiply_pass(a.row_range(first, count), w, {.epilogue = Epilogue::kArgmax});
+      for (int64_t row = 0; row < count; ++row) token_ids[first + row] = best_column(row);
+    }
+  }
+
+  void rope_and_store(const TensorView& qkv, const QkvLayout& layout, const TensorView* q_norm,
+                      const TensorView* k_norm, float eps, const TensorView& rope,
+                      const RowPlaces& rows, KvCache& kv, int layer_idx) override {
+    op_checks::rope_and_store(qkv, layout, q_norm, k_norm, rope, rows, kv.shape(), layer_idx);
+    const cpu::RopeStoreTask task = {.qkv = qkv.row<float>(0),
+                                     .qkv_stride = qkv.row_stride,
+                                     .num_heads = layout.num_heads,
+                                     .num_kv_heads = layout.num_kv_heads,
+                                     .q_norm = q_norm != nullptr ? q_norm->row<float>(0) : nullptr,
+                                     .k_norm = k_norm != nullptr ? k_norm->row<float>(0) : nullptr,
+                                     .eps = eps,
+                                     .rope = rope.row<float>(0),
+                                     .rope_stride = rope.row_stride,
+                                     .positions = rows.positions.data(),
+                                     .sequences = rows.sequences.data(),
+                                     .page_tables = rows.page_tables.data(),
+                                     .kv = static_cast<CpuKv&>(kv).layer(layer_idx)};
+    pool_.split(qkv.rows, rows_per_share(qkv.cols), [&](ItemRange range, int) {
+      kernels_.rope_and_store(task, range.begin, range.end);
+    });
+  }
+
+  void attention(const TensorView& qkv, const QkvLayout& layout, const RowPlaces& rows,
+                 const KeyRanges& keys, const KvCache& kv, int layer_idx,
+                 const TensorView& out) override {
+    op_checks::attention(qkv, layout, rows, keys, kv.shape(), layer_idx, out);
+    const AttentionTask task = {.qkv = qkv.row<float>(0),
+                                .qkv_stride = qkv.row_stride,
+                                .num_heads = layout.num_heads,
+                                .num_kv_heads = layout.num_kv_heads,
+                                .out = out.row<float>(0),
+                                .out_stride = out.row_stride,
+                                .key_begin = keys.begin.data(),
+                                .key_end = keys.end.data(),
+                                .sequences = rows.sequences.data(),
+                                .page_tables = rows.page_tables.data(),
+                                .kv = static_cast<const CpuKv&>(kv).layer(layer_idx)};
+    const int64_t num_keys = list_query_blocks(layout, rows, keys);
+    const int64_t num_tasks = static_cast<int64_t>(blocks_.size()) * layout.num_kv_heads;
+    // Which thread takes which task does not matter. Last blocks first: under a causal mask they
+    // have the most keys, and a long task at the end would leave the others waiting.
+    std::atomic<int64_t> next = num_tasks;
+    const auto work = [&](int) {
+      for (int64_t i; (i = next.fetch_sub(1, std::memory_order_relaxed) - 1) >= 0;)
+        kernels_.attend(task, blocks_[i / layout.num_kv_heads],
+                        static_cast<int32_t>(i % layout.num_kv_heads));
+    };
+    if (num_tasks == 1 || num_keys * layout.num_kv_heads * layout.head_dim < kSerialKeyElements)
+      work(0);
+    else
+      pool_.run(work);
+  }
+
+  void copy(const TensorView& x, const TensorView& out) override {
+    op_checks::same_shape(x, out);
+    for_rows(out, [&](int64_t row) { copy_row(x.row<float>(row), out, row); });
+  }
+
+  void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
+                   const TensorView& out) override {
+    op_checks::gather_rows(x, row_ids, out);
+    for_rows(out, [&](int64_t row) { copy_row(x.row<float>(row_ids[row]), out, row); });
+  }
+
+ private:
+  static void copy_row(const float* x, const TensorView& out, int64_t row) {
+    std::memcpy(out.row<float>(row), x, static_cast<size_t>(out.cols) * sizeof(float));
+  }
+
+  static int64_t rows_per_share(int64_t cols) {
+    return std::max<int64_t>(1, kSerialRowElements / std::max<int64_t>(1, cols));
+  }
+
+  template <class F>
+  void for_rows(const TensorView& out, F body) {
+    pool_.split(out.rows, rows_per_share(out.cols), [&](ItemRange range, int) {
+      for (int64_t row = range.begin; row < range.end; ++row) body(row);
+    });
+  }
+
+  Result<std::unique_ptr<PackedMatrix>> pack(const std::vector<cpu::PanelColumn>& columns,
+                                             int64_t n, int64_t k, bool is_gate_up) {
+    VOLLEY_TRY(PackedPanels panels, cpu::pack_panels(columns, k, kernels_.weight_layout, pool_));
+    const int64_t groups = kMaxRowsPerPass / kernels_.rows_per_group;
+    const int64_t scratch_bytes = groups * kernels_.packed_group_bytes(k);
+    if (scratch_bytes > packed_rows_.size()) {
+      VOLLEY_TRY(packed_rows_, Buffer::create(scratch_bytes));
+    }
+    return std::make_unique<CpuMatrix>(n, k, is_gate_up, std::move(panels));
+  }
+
+  void multiply(const TensorView& a, const PackedMatrix& w, Epilogue epilogue,
+                const TensorView* bias, const TensorView& out) {
+    for (int64_t first = 0; first < a.rows; first += kMaxRowsPerPass) {
+      const int64_t count = std::min(kMaxRowsPerPass, a.rows - first);
+      multiply_pass(a.row_range(first, count), w,
+                    {.epilogue = epilogue,
+                     .bias = bias != nullptr ? bias->row<float>(0) : nullptr,
+                     .out = out.row<float>(first),
+                     .out_stride = out.row_stride});
+    }
+  }
+
+  // `task` says where results go; the rest is filled in here.
+  void multiply_pass(const TensorView& a, const PackedMatrix& w, MatmulTask task) {
+    const auto& matrix = static_cast<const CpuMatrix&>(w);
+    CHECK_EQ(matrix.is_gate_up, task.epilogue == Epilogue::kSwiglu);
+    pack_rows(a);
+    task.weights = matrix.panels.panels();
+    task.panel_size = matrix.panels.panel_size;
+    task.n = w.n();
+    task.k = w.k();
+    task.packed_rows = packed_rows_.data();
+    task.num_rows = a.rows;
+    const int64_t min_panels = std::max<int64_t>(1, kSerialWeights / task.panel_size);
+    pool_.split(matrix.panels.num_panels, min_panels, [&](ItemRange range, int thread_idx) {
+      kernels_.matmul(task, range.begin, range.end, thread_best(thread_idx).data());
+    });
+  }
+
+  void pack_rows(const TensorView& a) {
+    const cpu::PackRowsTask task = {.a = a.row<float>(0),
+                                    .a_stride = a.row_stride,
+                                    .num_rows = a.rows,
+                                    .k = a.cols,
+                                    .packed_rows = packed_rows_.data()};
+    const int64_t group = kernels_.rows_per_group;
+    const int64_t groups_per_share = (rows_per_share(a.cols) + group - 1) / group;
+    pool_.split((a.rows + group - 1) / group, groups_per_share,
+                [&](ItemRange range, int) { kernels_.pack_rows(task, range.begin, range.end); });
+  }
+
+  std::span<ArgmaxState> thread_best(int thread_idx) {
+    return std::span(best_).subspan(static_cast<size_t>(thread_idx * kMaxRowsPerPass),
+                                    kMaxRowsPerPass);
+  }
+
+  // The lowest column of the largest value over all threads and lanes; 0 where all were NaN.
+  int32_t best_column(int64_t row) {
+    float best_value = -std::numeric_limits<float>::infinity();
+    float column = std::numeric_limits<float>::infinity();
+    for (int thread_idx = 0; thread_idx < pool_.num_threads(); ++thread_idx) {
+      const ArgmaxState& state = thread_best(thread_idx)[row];
+      for (int lane = 0; lane < 16; ++lane) {
+        const float value = state.values[lane];
+        if (value < best_value || (value == best_value && state.columns[lane] >= column)) continue;
+        best_value = value;
+        column = state.columns[lane];
+      }
+    }
+    return std::isinf(column) ? 0 : static_cast<int32_t>(column);
+  }
+
+  // Fills blocks_ and returns how many keys all of them read, for one kv head.
+  int64_t list_query_blocks(const QkvLayout& layout, const RowPlaces& rows, const KeyRanges& keys) {
+    blocks_.clear();
+    const int32_t num_rows = static_cast<int32_t>(rows.sequences.size());
+    const int32_t group = layout.num_heads / layout.num_kv_heads;
+    int64_t num_keys = 0;
+    for (int32_t first = 0, last; first < num_rows; first = last) {
+      for (last = first + 1; last < num_rows && rows.sequences[last] == rows.sequences[first];)
+        ++last;
+      const int32_t num_queries = (last - first) * group;
+      for (int32_t query = 0; query < num_queries; query += kernels_.queries_per_block) {
+        const int32_t count = std::min(kernels_.queries_per_block, num_queries - query);
+        blocks_.push_back({first, query, count});
+        const int32_t row = first + (query + count - 1) / group;
+        num_keys += keys.end[row] - keys.begin[row];
+      }
+    }
+    return num_keys;
+  }
+
+  std::string_view name_;
+  const cpu::KernelTable& kernels_;
+  ThreadPool pool_;
+  Buffer packed_rows_;  // activations of one pass, in the unit's layout; sized by the widest k
+  std::vector<ArgmaxState> best_;  // [num_threads, kMaxRowsPerPass]
+  std::vector<QueryBlock> blocks_;
+};
+
+struct Unit {
+  Isa isa;
+  std::string_view name;      // as a flag
+  std::string_view ops_name;  // as Ops::name()
+  std::string_view needs;
+  const cpu::KernelTable* (*kernels)();
+  bool cpu::CpuFeatures::*feature;
+};
+
+constexpr std::array<Unit, 3> kUnits = {{
+    {Isa::kAvx2, "avx2", "cpu/avx2", "AVX2 and FMA", cpu::avx2_kernels, &cpu::CpuFeatures::avx2},
+    {Isa::kAvx512, "avx512", "cpu/avx512", "AVX-512 F, BW, DQ and VL", cpu::avx512_kernels,
+     &cpu::CpuFeatures::avx512},
+    {Isa::kAmxBf16, "amx-bf16", "cpu/amx-bf16",
+     "AMX-BF16, AVX512-BF16 and tile state from the kernel", cpu::amx_bf16_kernels,
+     &cpu::CpuFeatures::amx_bf16},
+}};
+
+bool available(const Unit& unit) {
+  return cpu::cpu_features().*unit.feature && unit.kernels() != nullptr;
+}
+
+}  // namespace
+
+std::string_view isa_name(Isa isa) {
+  for (const Unit& unit : kUnits) {
+    if (unit.isa == isa) return unit.name;
+  }
+  return "auto";
+}
+
+Result<Isa> parse_isa(std::string_view name) {
+  if (name == "auto") return Isa::kAuto;
+  for (const Unit& unit : kUnits) {
+    if (unit.name == name) return unit.isa;
+  }
+  return invalid("unknown ISA '{}': expected auto, avx2, avx512 or amx-bf16", name);
+}
+
+bool isa_available(Isa isa) {
+  return std::any_of(kUnits.begin(), kUnits.end(), [&](const Unit& unit) {
+    return (isa == Isa::kAuto || unit.isa == isa) && available(unit);
+  });
+}
+
+Result<std::unique_ptr<Ops>> make_cpu_ops(const CpuOpsConfig& config) {
+  if (config.num_threads < 1 || config.num_threads > 1024)
+    return invalid("{} threads: expected 1 to 1024", config.num_threads);
+  for (auto unit = kUnits.rbegin(); unit != kUnits.rend(); ++unit) {
+    if (config.isa != Isa::kAuto && config.isa != unit->isa) continue;
+    if (available(*unit))
+      return std::make_unique<CpuOps>(unit->ops_name, *unit->kernels(), config.num_threads);
+    if (config.isa == unit->isa)
+      return make_error(ErrorKind::kUnsupported,
+                        "this machine cannot run the {} unit: it needs {}; use another or 'auto'",
+                        unit->name, unit->needs);
+  }
+  return make_error(ErrorKind::kUnsupported,
+                    "this machine has none of AVX2, AVX-512 and AMX; use the ref backend");
+}
+
+}  // namespace volley

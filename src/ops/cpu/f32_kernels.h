@@ -1,0 +1,245 @@
+#pragma once
+
+// The units without AMX: f32 activations, keys and values; bf16 weights widened in registers.
+// Include after one simd_*.h.
+//
+// Order of sums. Matmul: each output is a chain of FMAs over k = 0, 1, 2, ... from zero. Scores:
+// a chain over head_dim. Values: a chain over the keys of a chunk of kKeyChunk absolute positions,
+// upon the rescaled sum of the chunks before. A masked key adds an exact zero, so a query sees no
+// difference between a chunk it shares with other queries and one it has alone.
+
+#include "ops/cpu/row_kernels.h"
+
+namespace volley::cpu {
+namespace {
+
+// Packed rows: per group, [k][rows of the group], so that the broadcasts of one k share a line.
+int64_t f32_group_bytes(int64_t k) {
+  return k * kMatmulRows * 4;
+}
+
+inline int64_t group_size(int64_t num_rows, int64_t group) {
+  const int64_t rest = num_rows - group * kMatmulRows;
+  return rest < kMatmulRows ? rest : kMatmulRows;
+}
+
+void f32_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
+  for (int64_t group = group_begin; group < group_end; ++group) {
+    const int64_t rows = group_size(task.num_rows, group);
+    float* out = static_cast<float*>(task.packed_rows) + group * kMatmulRows * task.k;
+    const float* a = task.a + group * kMatmulRows * task.a_stride;
+    if (rows == 1) {
+      __builtin_memcpy(out, a, static_cast<size_t>(task.k) * 4);
+      continue;
+    }
+    for (int64_t i = 0; i < task.k; ++i) {
+      for (int64_t row = 0; row < rows; ++row) *out++ = a[row * task.a_stride + i];
+    }
+  }
+}
+
+// How far ahead of its use a line of weights is fetched: enough to cover a trip to memory.
+constexpr int64_t kPrefetchElements = 2048;
+
+template <int R>
+void multiply_panel(const uint16_t* w, const float* a, int64_t k, F16 (&sums)[R][2]) {
+  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = zero();
+  for (int64_t i = 0; i < k; ++i, w += kPanelCols, a += R) {
+    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchElements), _MM_HINT_T0);
+    F16 low, high;
+    load_panel_row(w, low, high);
+    for (int r = 0; r < R; ++r) {
+      const F16 x = set1(a[r]);
+      sums[r][0] = fma(x, low, sums[r][0]);
+      sums[r][1] = fma(x, high, sums[r][1]);
+    }
+  }
+}
+
+template <int R>
+void panel_times_group(const MatmulTask& task, int64_t panel, int64_t group, ArgmaxState* best) {
+  F16 sums[R][2];
+  const float* a = static_cast<const float*>(task.packed_rows) + group * kMatmulRows * task.k;
+  multiply_panel<R>(task.weights + panel * task.panel_size, a, task.k, sums);
+  for (int r = 0; r < R; ++r)
+    finish_row(task, group * kMatmulRows + r, panel, sums[r][0], sums[r][1], best);
+}
+
+// Calls body.operator()<R>() for the R that equals `rows`, 1 <= rows <= kMax.
+template <int kMax, class F>
+inline void with_rows(int64_t rows, F body) {
+  if constexpr (kMax > 1) {
+    if (rows < kMax) return with_rows<kMax - 1>(rows, body);
+  }
+  body.template operator()<kMax>();
+}
+
+void f32_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end, ArgmaxState* best) {
+  const int64_t num_groups = (task.num_rows + kMatmulRows - 1) / kMatmulRows;
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    for (int64_t group = 0; group < num_groups; ++group) {
+      with_rows<kMatmulRows>(group_size(task.num_rows, group),
+                             [&]<int R>() { panel_times_group<R>(task, panel, group, best); });
+    }
+  }
+}
+
+void f32_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t row_end) {
+  const int32_t d = task.kv.head_dim;
+  rope_rows(task, row_begin, row_end,
+            [&](char* head, int32_t slot, const float* key, const float* value) {
+              float* keys = reinterpret_cast<float*>(head) + (slot / 16) * 16 * d + slot % 16;
+              for (int32_t i = 0; i < d; ++i) keys[i * 16] = key[i];
+              float* values = reinterpret_cast<float*>(head + task.kv.values_offset) + slot * d;
+              for (int32_t i = 0; i < d; ++i) values[i] = finite_or_zero(value[i]);
+            });
+}
+
+constexpr float kNoScore = -1e30f;  // finite, so that the difference of two is 0 and not NaN
+
+// The state of up to kAttentionRows queries on their way over the keys.
+struct Queries {
+  int count;
+  int32_t begin[kAttentionRows];  // keys of each
+  int32_t end[kAttentionRows];
+  float max_score[kAttentionRows];
+  float sum[kAttentionRows];
+  alignas(64) float q[kMaxHeadDim][kAttentionRows];
+  alignas(64) float scores[kAttentionRows][kKeyChunk];  // then the weights of the chunk
+  alignas(64) float out[kAttentionRows][kMaxHeadDim];
+};
+
+// scores[.][position - chunk] for positions [first, last), both multiples of 16.
+template <int Q>
+void score_keys(const KvLayer& kv, const int32_t* pages, int32_t kv_head, int32_t chunk,
+                int32_t first, int32_t last, Queries& queries) {
+  const int32_t d = kv.head_dim;
+  const F16 scale = set1(inverse_sqrt(static_cast<float>(d)));
+  for (int32_t position = first; position < last; position += 16) {
+    const float* keys = reinterpret_cast<const float*>(page_head(kv, pages, position, kv_head)) +
+                        (position % kv.page_size) * d;
+    F16 dots[Q];
+    for (int i = 0; i < Q; ++i) dots[i] = zero();
+    for (int32_t c = 0; c < d; ++c) {
+      const F16 key = load(keys + c * 16);
+      for (int i = 0; i < Q; ++i) dots[i] = fma(set1(queries.q[c][i]), key, dots[i]);
+    }
+    for (int i = 0; i < Q; ++i) store(queries.scores[i] + (position - chunk), mul(dots[i], scale));
+  }
+}
+
+// Scores become weights e^(score - max), zero where masked; what was summed before is rescaled.
+inline void soften_scores(int32_t d, int32_t chunk, int32_t first, int32_t last, int i,
+                          Queries& queries) {
+  float* scores = queries.scores[i];
+  const int64_t begin = queries.begin[i] - chunk;
+  const int64_t end = queries.end[i] - chunk;
+  const F16 none = set1(kNoScore);
+  F16 lane_max = none;
+  for (int32_t c = first - chunk; c < last - chunk; c += 16)
+    lane_max = max(lane_max, select(lanes_between(begin - c, end - c), load(scores + c), none));
+  const float new_max = reduce_max(max(set1(queries.max_score[i]), lane_max));
+  F16 lane_sum = zero();
+  for (int32_t c = first - chunk; c < last - chunk; c += 16) {
+    const F16 weight = exp(sub(load(scores + c), set1(new_max)));
+    const F16 masked = select(lanes_between(begin - c, end - c), weight, zero());
+    store(scores + c, masked);
+    lane_sum = add(lane_sum, masked);
+  }
+  if (queries.max_score[i] != new_max) {
+    const F16 rescale = exp(set1(queries.max_score[i] - new_max));
+    alignas(64) float factor[16];
+    store(factor, rescale);
+    queries.sum[i] *= factor[0];
+    for (int32_t c = 0; c < d; c += 16)
+      store(queries.out[i] + c, mul(load(queries.out[i] + c), rescale));
+    queries.max_score[i] = new_max;
+  }
+  queries.sum[i] += reduce_add(lane_sum);
+}
+
+// out += weights . values over positions [first, last).
+template <int Q>
+void add_values(const KvLayer& kv, const int32_t* pages, int32_t kv_head, int32_t chunk,
+                int32_t first, int32_t last, Queries& queries) {
+  const int32_t d = kv.head_dim;
+  for (int32_t c = 0; c < d; c += 16) {
+    F16 sums[Q];
+    for (int i = 0; i < Q; ++i) sums[i] = load(queries.out[i] + c);
+    for (int32_t group = first; group < last; group += 16) {
+      const char* head = page_head(kv, pages, group, kv_head) + kv.values_offset;
+      const float* values = reinterpret_cast<const float*>(head) + (group % kv.page_size) * d + c;
+      for (int32_t key = 0; key < 16; ++key) {
+        const F16 value = load(values + key * d);
+        for (int i = 0; i < Q; ++i)
+          sums[i] = fma(set1(queries.scores[i][group - chunk + key]), value, sums[i]);
+      }
+    }
+    for (int i = 0; i < Q; ++i) store(queries.out[i] + c, sums[i]);
+  }
+}
+
+void f32_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_head) {
+  const int32_t d = task.kv.head_dim;
+  const int32_t group = task.num_heads / task.num_kv_heads;
+  const int32_t* pages = task.page_tables[task.sequences[block.first_row]];
+  Queries queries;
+  queries.count = block.num_queries;
+  int32_t all_begin = INT32_MAX, all_end = 0;
+  const auto place = [&](int i, int64_t& row, int64_t& column) {
+    row = block.first_row + (block.first_query + i) / group;
+    column = int64_t{kv_head * group + (block.first_query + i) % group} * d;
+  };
+  int64_t row, column;
+  for (int i = 0; i < queries.count; ++i) {
+    place(i, row, column);
+    queries.begin[i] = task.key_begin[row];
+    queries.end[i] = task.key_end[row];
+    if (queries.begin[i] < all_begin) all_begin = queries.begin[i];
+    if (queries.end[i] > all_end) all_end = queries.end[i];
+    queries.max_score[i] = kNoScore;
+    queries.sum[i] = 0.0f;
+    const float* q = task.qkv + row * task.qkv_stride + column;
+    for (int32_t c = 0; c < d; ++c) {
+      queries.q[c][i] = q[c];
+      queries.out[i][c] = 0.0f;
+    }
+  }
+  for (int32_t chunk = all_begin / kKeyChunk * kKeyChunk; chunk < all_end; chunk += kKeyChunk) {
+    const int32_t first = (all_begin > chunk ? all_begin : chunk) / 16 * 16;
+    const int32_t limit = all_end < chunk + kKeyChunk ? all_end : chunk + kKeyChunk;
+    const int32_t last = (limit + 15) / 16 * 16;
+    with_rows<kAttentionRows>(queries.count, [&]<int Q>() {
+      score_keys<Q>(task.kv, pages, kv_head, chunk, first, last, queries);
+    });
+    for (int i = 0; i < queries.count; ++i) soften_scores(d, chunk, first, last, i, queries);
+    with_rows<kAttentionRows>(queries.count, [&]<int Q>() {
+      add_values<Q>(task.kv, pages, kv_head, chunk, first, last, queries);
+    });
+  }
+  for (int i = 0; i < queries.count; ++i) {
+    place(i, row, column);
+    const F16 scale = set1(1.0f / queries.sum[i]);
+    // Adding zero turns -0 into 0: a masked key may have added -0 or 0.
+    for (int32_t c = 0; c < d; c += 16)
+      store(task.out + row * task.out_stride + column + c,
+            add(mul(load(queries.out[i] + c), scale), zero()));
+  }
+}
+
+constexpr KernelTable f32_kernel_table() {
+  return {.weight_layout = WeightLayout::kPairs,
+          .kv_is_bf16 = false,
+          .rows_per_group = kMatmulRows,
+          .queries_per_block = kAttentionRows,
+          .packed_group_bytes = f32_group_bytes,
+          .pack_rows = f32_pack_rows,
+          .matmul = f32_matmul,
+          .rms_norm = rms_norm_row,
+          .widen_bf16 = widen_bf16_row,
+          .rope_and_store = f32_rope_and_store,
+          .attend = f32_attend};
+}
+
+}  // namespace
+}  // namespace volley::cpu

@@ -1,0 +1,176 @@
+#pragma once
+
+// Work on single rows and the ends of matmuls, for every unit. Include after one simd_*.h: the code
+// is written on its F16 and compiled under that unit's flags, with internal linkage.
+//
+// Every function does the same to each row and lane, so row-invariance needs no argument here.
+
+#include "ops/cpu/kernels.h"
+
+namespace volley::cpu {
+namespace {
+
+// e^x to 2 ulp for -86 <= x <= 88; clamped outside (so e^-1000 is 4e-38, not 0). NaN stays NaN.
+// x = n ln2 + r, |r| <= ln2 / 2, with a polynomial for e^r (coefficients of Cephes' expf).
+inline F16 exp(F16 x) {
+  const F16 kRound =
+      set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  x = min(set1(88.0f), max(set1(-86.0f), x));
+  const F16 shifted = fma(x, set1(1.44269504088896341f), kRound);
+  const F16 n = sub(shifted, kRound);
+  const F16 r = fnma(n, set1(-2.12194440e-4f), fnma(n, set1(0.693359375f), x));
+  F16 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(mul(p, r), r, add(r, set1(1.0f)));
+  return scale_by_exponent(p, shifted);
+}
+
+inline F16 silu(F16 x) {
+  return div(x, add(set1(1.0f), exp(sub(zero(), x))));
+}
+
+// Calls body(column, count) over [0, cols) in steps of 16; count < 16 only in the last.
+template <class F>
+inline void for_lanes(int64_t cols, F body) {
+  int64_t c = 0;
+  for (; c + 16 <= cols; c += 16) body(c, int64_t{16});
+  if (c < cols) body(c, cols - c);
+}
+inline F16 load_upto(const float* p, int64_t count) {
+  return count == 16 ? load(p) : load_first(p, count);
+}
+inline void store_upto(float* p, int64_t count, F16 x) {
+  count == 16 ? store(p, x) : store_first(p, count, x);
+}
+
+// Columns [32 panel, 32 panel + 32) of one row's product leave the registers.
+inline void finish_row(const MatmulTask& task, int64_t row, int64_t panel, F16 low, F16 high,
+                       ArgmaxState* best) {
+  if (task.epilogue == Epilogue::kSwiglu) {
+    const int64_t c = panel * kGateCols;
+    const int64_t count = task.n - c < 16 ? task.n - c : 16;
+    store_upto(task.out + row * task.out_stride + c, count, mul(silu(low), high));
+    return;
+  }
+  const F16 halves[2] = {low, high};
+  for (int half = 0; half < 2; ++half) {
+    const int64_t c = panel * kPanelCols + half * 16;
+    const int64_t count = task.n - c < 16 ? task.n - c : 16;
+    if (count <= 0) return;
+    F16 x = halves[half];
+    if (task.epilogue == Epilogue::kArgmax) {
+      alignas(64) static constexpr float kLanes[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                       8, 9, 10, 11, 12, 13, 14, 15};
+      const F16 column = add(set1(static_cast<float>(c)), load(kLanes));
+      const F16 value = load(best[row].values);
+      const F16 best_column = load(best[row].columns);
+      // Columns rise within a lane, so a tie changes nothing, except that -inf may replace "none",
+      // whose column is infinite. NaN compares false.
+      M16 take = either(greater(x, value), both(equal(x, value), greater(best_column, column)));
+      take = both(take, first_lanes(count));
+      store(best[row].values, select(take, x, value));
+      store(best[row].columns, select(take, column, best_column));
+      continue;
+    }
+    float* out = task.out + row * task.out_stride + c;
+    if (task.bias != nullptr) x = add(x, load_upto(task.bias + c, count));
+    if (task.epilogue == Epilogue::kAdd) x = add(load_upto(out, count), x);
+    store_upto(out, count, x);
+  }
+}
+
+inline float inverse_sqrt(float x) {
+  return 1.0f / __builtin_sqrtf(x);
+}
+
+// Four vectors of partial sums take turns over the columns.
+inline float sum_of_squares(const float* x, int64_t cols) {
+  F16 sums[4] = {zero(), zero(), zero(), zero()};
+  int64_t c = 0;
+  for (; c + 64 <= cols; c += 64) {
+    for (int i = 0; i < 4; ++i) {
+      const F16 part = load(x + c + 16 * i);
+      sums[i] = fma(part, part, sums[i]);
+    }
+  }
+  for (int i = 0; c < cols; c += 16, ++i) {
+    const F16 part = load_first(x + c, cols - c);
+    sums[i] = fma(part, part, sums[i]);
+  }
+  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+void rms_norm_row(const float* x, const float* weight, int64_t cols, float eps, float* out) {
+  const F16 scale = set1(inverse_sqrt(sum_of_squares(x, cols) / static_cast<float>(cols) + eps));
+  for_lanes(cols, [&](int64_t c, int64_t count) {
+    const F16 scaled = mul(load_upto(x + c, count), scale);
+    store_upto(out + c, count, mul(scaled, load_upto(weight + c, count)));
+  });
+}
+
+void widen_bf16_row(const uint16_t* x, int64_t cols, float* out) {
+  int64_t c = 0;
+  for (; c + 16 <= cols; c += 16) store(out + c, widen_bf16(x + c));
+  if (c == cols) return;
+  uint16_t tail[16] = {};
+  __builtin_memcpy(tail, x + c, static_cast<size_t>(cols - c) * 2);
+  store_first(out + c, cols - c, widen_bf16(tail));
+}
+
+// Norm (when given) and rotation of one head, x to out; they may be the same.
+inline void turn_head(const float* x, const float* norm, float eps, const float* angles,
+                      int32_t head_dim, float* out) {
+  if (norm != nullptr) {
+    rms_norm_row(x, norm, head_dim, eps, out);
+    x = out;
+  }
+  const int64_t half = head_dim / 2;
+  for_lanes(half, [&](int64_t c, int64_t count) {
+    const F16 first = load_upto(x + c, count);
+    const F16 second = load_upto(x + half + c, count);
+    const F16 cosine = load_upto(angles + c, count);
+    const F16 sine = load_upto(angles + half + c, count);
+    store_upto(out + c, count, fnma(second, sine, mul(first, cosine)));
+    store_upto(out + half + c, count, fma(first, sine, mul(second, cosine)));
+  });
+}
+
+inline float finite_or_zero(float x) {
+  constexpr float kMax = 3.38953139e38f;  // the largest bf16
+  if (x != x) return 0.0f;
+  return x > kMax ? kMax : x < -kMax ? -kMax : x;
+}
+
+// The place of absolute position `position`: head `kv_head` of its page.
+inline char* page_head(const KvLayer& kv, const int32_t* pages, int32_t position, int32_t kv_head) {
+  return kv.data + pages[position / kv.page_size] * kv.page_bytes + kv_head * kv.head_bytes;
+}
+
+// `store_key_value(head, slot, key, value)` writes one position of one head.
+template <class Store>
+inline void rope_rows(const RopeStoreTask& task, int64_t row_begin, int64_t row_end,
+                      Store store_key_value) {
+  const int32_t d = task.kv.head_dim;
+  alignas(64) float key[kMaxHeadDim];
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int32_t position = task.positions[row];
+    const int32_t* pages = task.page_tables[task.sequences[row]];
+    const float* angles = task.rope + position * task.rope_stride;
+    float* q = task.qkv + row * task.qkv_stride;
+    for (int32_t head = 0; head < task.num_heads; ++head, q += d)
+      turn_head(q, task.q_norm, task.eps, angles, d, q);
+    const float* values = q + task.num_kv_heads * d;
+    for (int32_t head = 0; head < task.num_kv_heads; ++head) {
+      turn_head(q + head * d, task.k_norm, task.eps, angles, d, key);
+      store_key_value(page_head(task.kv, pages, position, head), position % task.kv.page_size, key,
+                      values + head * d);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace volley::cpu

@@ -1,0 +1,121 @@
+#pragma once
+
+// Sixteen floats in one AVX-512 register. Only for translation units built with AVX-512; internal
+// linkage keeps the linker from handing this code to a unit for a lesser machine.
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace volley::cpu {
+namespace {
+
+struct F16 {
+  __m512 v;
+};
+using M16 = __mmask16;
+
+inline M16 first_lanes(int64_t count) {
+  return count >= 16 ? M16{0xFFFF} : count <= 0 ? M16{0} : static_cast<M16>((1u << count) - 1u);
+}
+// Lanes i with begin <= i < end.
+inline M16 lanes_between(int64_t begin, int64_t end) {
+  return static_cast<M16>(first_lanes(end) & ~first_lanes(begin));
+}
+
+inline F16 zero() {
+  return {_mm512_setzero_ps()};
+}
+inline F16 set1(float x) {
+  return {_mm512_set1_ps(x)};
+}
+inline F16 load(const float* p) {
+  return {_mm512_loadu_ps(p)};
+}
+inline void store(float* p, F16 x) {
+  _mm512_storeu_ps(p, x.v);
+}
+// The first `count` lanes; the others read as zero.
+inline F16 load_first(const float* p, int64_t count) {
+  return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
+}
+inline void store_first(float* p, int64_t count, F16 x) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), x.v);
+}
+
+inline F16 add(F16 a, F16 b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline F16 sub(F16 a, F16 b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+inline F16 mul(F16 a, F16 b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline F16 div(F16 a, F16 b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+inline F16 fma(F16 a, F16 b, F16 c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}  // a b + c
+inline F16 fnma(F16 a, F16 b, F16 c) {
+  return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
+}  // c - a b
+// Where either is NaN, b.
+inline F16 max(F16 a, F16 b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+inline F16 min(F16 a, F16 b) {
+  return {_mm512_min_ps(a.v, b.v)};
+}
+
+inline M16 greater(F16 a, F16 b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
+}
+inline M16 equal(F16 a, F16 b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ);
+}
+inline M16 both(M16 a, M16 b) {
+  return static_cast<M16>(a & b);
+}
+inline M16 either(M16 a, M16 b) {
+  return static_cast<M16>(a | b);
+}
+inline F16 select(M16 mask, F16 yes, F16 no) {
+  return {_mm512_mask_blend_ps(mask, no.v, yes.v)};
+}
+
+// bits(x) + (bits(steps) << 23): multiplies x by a power of two held in the low bits of `steps`.
+inline F16 scale_by_exponent(F16 x, F16 steps) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(
+      _mm512_castps_si512(x.v), _mm512_slli_epi32(_mm512_castps_si512(steps.v), 23)))};
+}
+
+inline F16 widen_bf16(const uint16_t* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+
+// One k of a WeightLayout::kPairs panel: columns 0-15 and 16-31.
+inline void load_panel_row(const uint16_t* p, F16& low, F16& high) {
+  const __m512i bits = _mm512_load_si512(p);
+  low.v = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  high.v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xFFFF0000u))));
+}
+
+// Lanes i and i + 8 first, then i and i + 4, 2, 1: the same tree in every unit.
+inline float reduce_add(F16 x) {
+  const __m256 sum8 = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+  const __m128 sum4 = _mm_add_ps(_mm256_castps256_ps128(sum8), _mm256_extractf128_ps(sum8, 1));
+  const __m128 sum2 = _mm_add_ps(sum4, _mm_movehl_ps(sum4, sum4));
+  return _mm_cvtss_f32(_mm_add_ss(sum2, _mm_movehdup_ps(sum2)));
+}
+inline float reduce_max(F16 x) {
+  return _mm512_reduce_max_ps(x.v);
+}
+
+constexpr int kMatmulRows = 8;     // rows that share a load of weights
+constexpr int kAttentionRows = 8;  // queries that share a load of keys or values
+
+}  // namespace
+}  // namespace volley::cpu
