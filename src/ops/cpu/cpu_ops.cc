@@ -253,6 +253,14 @@ class CpuOps final : public Ops {
     for_rows(out, [&](int64_t row) { copy_row(x.row<float>(row), out, row); });
   }
 
+  void add_bias(const TensorView& x, const TensorView& bias) override {
+    op_checks::add_bias(x, bias);
+    for_rows(x, [&](int64_t row) {
+      float* out = x.row<float>(row);
+      for (int64_t c = 0; c < x.cols; ++c) out[c] += bias.row<float>(0)[c];
+    });
+  }
+
   void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
                    const TensorView& out) override {
     op_checks::gather_rows(x, row_ids, out);

@@ -250,6 +250,15 @@ TEST_P(CpuOpsTest, EmbedCopyGatherAreExact) {
   }
 }
 
+TEST_P(CpuOpsTest, AddBiasIsExact) {
+  for (int64_t rows : {0, 1, 400}) {
+    Floats got = random_floats(rows * 100, 55), want = got, bias = random_floats(100, 56);
+    ops_->add_bias(view(got, rows, 100), view(bias, 1, 100));
+    ref_->add_bias(view(want, rows, 100), view(bias, 1, 100));
+    EXPECT_EQ(got, want);
+  }
+}
+
 TEST_P(CpuOpsTest, PackVectorConcatenates) {
   Floats first = {1.5f, 2.5f};
   const uint16_t second = float_to_bf16(-3.0f);
