@@ -286,5 +286,40 @@ TEST_F(ModelFiles, DrafterForAnotherTarget) {
   EXPECT_THAT(status.error().message, HasSubstr("target layers"));
 }
 
+// tests/golden: folders that Transformers wrote.
+TEST(GoldenCheckpoints, TargetsOpen) {
+  const std::filesystem::path golden = "tests/golden";
+  for (const char* name : {"qwen3-tied-bf16-sharded", "qwen3-untied-f32", "qwen3-fp8", "llama3-f16",
+                           "qwen2-window-bf16"}) {
+    const auto files = open_target(golden / name);
+    ASSERT_TRUE(files) << files.error().message;
+    EXPECT_EQ(files->config.fp8, files->weights.layers[0].q.is_quantized()) << name;
+  }
+  const auto fp8 = open_target(golden / "qwen3-fp8");
+  EXPECT_EQ(fp8->weights.layers[1].down.scale_inv.shape_string(), "[2, 2]");
+  const auto window = open_target(golden / "qwen2-window-bf16");
+  EXPECT_THAT(window->config.layer_window, ElementsAre(0, 24, 24));
+  const auto llama = open_target(golden / "llama3-f16");
+  EXPECT_EQ(llama->config.rope.type, RopeType::kLlama3);
+  EXPECT_THAT(llama->config.eos_token_ids, ElementsAre(2, 3));
+}
+
+TEST(GoldenCheckpoints, DraftersOpenAndFit) {
+  const std::filesystem::path golden = "tests/golden";
+  const auto target = open_target(golden / "qwen3-tied-bf16-sharded");
+  const auto other = open_target(golden / "qwen3-fp8");
+  ASSERT_TRUE(target && other);
+  for (const char* name : {"drafter-z-lab", "drafter-z-lab-window", "drafter-speculators"}) {
+    const auto drafter = open_drafter(golden / name);
+    ASSERT_TRUE(drafter) << drafter.error().message;
+    EXPECT_TRUE(check_drafter_fits(target->config, drafter->config)) << name;
+    EXPECT_FALSE(check_drafter_fits(other->config, drafter->config)) << name;
+    EXPECT_FALSE(open_target(golden / name)) << "a drafter is no target";
+  }
+  const auto speculators = open_drafter(golden / "drafter-speculators");
+  EXPECT_EQ(speculators->weights.draft_to_target.size(), 96u);
+  EXPECT_THAT(speculators->config.taps, ElementsAre(0, 2));
+}
+
 }  // namespace
 }  // namespace volley
