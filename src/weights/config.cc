@@ -269,8 +269,7 @@ Result<TargetConfig> parse_target_config(std::string_view config_json,
 }
 
 Result<TargetConfig> read_target_config(const std::filesystem::path& folder) {
-  VOLLEY_TRY(const std::string config,
-             read_file(folder / "config.json", kConfigLimits.max_json_bytes));
+  VOLLEY_TRY(const std::string config, read_config_text(folder));
   std::string generation;
   auto generation_file = read_file(folder / "generation_config.json", kConfigLimits.max_json_bytes);
   if (generation_file) {
@@ -304,9 +303,24 @@ bool is_drafter_config(const Json& config) {
                      [&](std::string_view word) { return name.find(word) != std::string::npos; });
 }
 
-Result<Json> read_config_json(const std::filesystem::path& path) {
-  VOLLEY_TRY(const std::string text, read_file(path, kConfigLimits.max_json_bytes));
-  return parse_json(text, path.string(), {.max_bytes = kConfigLimits.max_json_bytes});
+Result<std::string> read_config_text(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  if (std::filesystem::is_regular_file(folder, ignored)) {
+    return make_error(ErrorKind::kUnsupported,
+                      "{}: expected a model folder in Hugging Face format, got a file{}",
+                      folder.string(), folder.extension() == ".gguf" ? " (GGUF is not read)" : "");
+  }
+  if (!std::filesystem::is_directory(folder, ignored)) {
+    return make_error(ErrorKind::kNotFound, "{}: no such model folder", folder.string());
+  }
+  return read_file(folder / "config.json", kConfigLimits.max_json_bytes);
+}
+
+Result<bool> is_drafter_folder(const std::filesystem::path& folder) {
+  VOLLEY_TRY(const std::string text, read_config_text(folder));
+  VOLLEY_TRY(const Json json, parse_json(text, (folder / "config.json").string(),
+                                         {.max_bytes = kConfigLimits.max_json_bytes}));
+  return is_drafter_config(json);
 }
 
 }  // namespace volley

@@ -96,6 +96,9 @@ Result<TargetConfig> parse_target_config(std::string_view config_json,
 // Reads folder/config.json and, where there is one, folder/generation_config.json.
 Result<TargetConfig> read_target_config(const std::filesystem::path& folder);
 
+// Whether folder/config.json is that of a drafter.
+Result<bool> is_drafter_folder(const std::filesystem::path& folder);
+
 // Whether a config is that of a drafter (any speculator, supported or not) rather than a target.
 bool is_drafter_config(const Json& config);
 
@@ -109,7 +112,7 @@ void require_silu(ConfigReader& reader);
 // "Is `layer` a sliding-window layer?" for every layer, from layer_types or, without them, from
 // use_sliding_window and max_window_layers as in Transformers.
 std::vector<bool> read_sliding_layers(ConfigReader& reader, int num_layers);
-// The file's text as JSON, bounded.
-Result<Json> read_config_json(const std::filesystem::path& path);
+// The text of folder/config.json; what lies there instead of a model folder is named.
+Result<std::string> read_config_text(const std::filesystem::path& folder);
 
 }  // namespace volley

@@ -5,6 +5,8 @@
 
 #include <array>
 
+#include "weights/test_files.h"
+
 namespace volley {
 namespace {
 
@@ -219,6 +221,22 @@ TEST(TargetConfig, RefusesWhatIsNoConfig) {
   EXPECT_FALSE(parse_target_config(std::string(100000, '[')));
   EXPECT_FALSE(parse_target_config(kQwen3, "{\"temperature\": -1}"));
   EXPECT_FALSE(parse_target_config(kQwen3, "[]"));
+}
+
+TEST(TargetConfig, NamesWhatIsNoFolder) {
+  TemporaryFolder folder;
+  folder.write("model.gguf", "GGUF");
+  EXPECT_THAT(read_target_config(folder.path() / "model.gguf").error().message,
+              HasSubstr("GGUF is not read"));
+  EXPECT_EQ(read_target_config(folder.path() / "none").error().kind, ErrorKind::kNotFound);
+  EXPECT_THAT(read_target_config(folder.path()).error().message, HasSubstr("config.json"));
+  folder.write("config.json", "{\"dflash_config\": {}}");
+  EXPECT_TRUE(*is_drafter_folder(folder.path()));
+  folder.write("config.json", kLlama);
+  EXPECT_FALSE(*is_drafter_folder(folder.path()));
+  folder.write("generation_config.json", "{\"top_k\": \"many\"}");
+  EXPECT_THAT(read_target_config(folder.path()).error().message,
+              HasSubstr("generation_config.json: top_k"));
 }
 
 }  // namespace

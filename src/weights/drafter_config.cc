@@ -5,8 +5,6 @@
 #include <cmath>
 #include <utility>
 
-#include "base/file.h"
-
 namespace volley {
 namespace {
 
@@ -320,7 +318,7 @@ Result<DrafterConfig> parse_drafter_config(std::string_view config_json) {
 }
 
 Result<DrafterConfig> read_drafter_config(const std::filesystem::path& folder) {
-  VOLLEY_TRY(const std::string text, read_file(folder / "config.json", kLimits.max_json_bytes));
+  VOLLEY_TRY(const std::string text, read_config_text(folder));
   auto parsed = parse_drafter_config(text);
   if (!parsed) {
     Error error = std::move(parsed.error());
@@ -351,15 +349,21 @@ DrafterFit drafter_fit(const TargetConfig& target, const DrafterConfig& drafter)
   fit.checks.push_back({"mask token", drafter.mask_token_id < target.vocab_size,
                         fmt::format("mask_token_id {} in the target's vocabulary of {}",
                                     drafter.mask_token_id, target.vocab_size)});
+  // A drafter of another width must bring its own; read_drafter_weights asks for them.
   const bool shares_width = drafter.hidden_size == target.hidden_size;
   fit.checks.push_back(
-      {"embedding and head", shares_width || drafter.layout == DrafterLayout::kSpeculators,
-       shares_width ? fmt::format("the drafter is as wide as the target ({}) and can use its "
-                                  "embedding and head",
+      {"embedding and head", true,
+       shares_width ? fmt::format("as wide as the target ({}), so it may use the target's",
                                   target.hidden_size)
-                    : fmt::format("the drafter is {} wide, the target {}: it needs an embedding "
-                                  "and a head of its own",
+                    : fmt::format("{} wide, the target {}: it has an embedding and a head of its "
+                                  "own",
                                   drafter.hidden_size, target.hidden_size)});
+  fit.checks.push_back(
+      {"heads", true,
+       fmt::format("{} query and {} key/value heads of {}, the target {}, {} and {}; they need not "
+                   "agree",
+                   drafter.num_heads, drafter.num_kv_heads, drafter.head_dim, target.num_heads,
+                   target.num_kv_heads, target.head_dim)});
   fit.checks.push_back(
       {"context", true,
        fmt::format("the drafter was made for {} positions, the target for {}",

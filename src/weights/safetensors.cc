@@ -6,7 +6,6 @@
 #include <cstring>
 #include <numeric>
 #include <optional>
-#include <set>
 #include <unordered_set>
 #include <utility>
 
@@ -170,38 +169,6 @@ bool is_plain_file_name(std::string_view name) {
          name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
 }
 
-// Parses model.safetensors.index.json into shard -> names.
-Result<std::map<std::string, std::set<std::string>>> read_index(const std::filesystem::path& path,
-                                                                const SafetensorsLimits& limits) {
-  VOLLEY_TRY(const std::string text, read_file(path, limits.max_index_bytes));
-  const std::string what = path.string();
-  dom::parser parser;
-  dom::object weight_map;
-  const auto error = parser.parse(text).get_object()["weight_map"].get_object().get(weight_map);
-  if (error != simdjson::SUCCESS) {
-    return invalid("{}: expected a JSON object with weight_map: {}", what,
-                   simdjson::error_message(error));
-  }
-  std::map<std::string, std::set<std::string>> shards;
-  std::unordered_set<std::string_view> seen;
-  for (const auto [name, value] : weight_map) {
-    std::string_view file;
-    if (value.get_string().get(file) != simdjson::SUCCESS || !is_plain_file_name(file)) {
-      return invalid("{}: tensor {}: expected the name of a file in the same folder", what,
-                     shown_name(name));
-    }
-    if (!seen.insert(name).second) {
-      return invalid("{}: tensor {} is listed twice", what, shown_name(name));
-    }
-    shards[std::string(file)].insert(std::string(name));
-    if (shards.size() > limits.max_shards) {
-      return invalid("{}: more than {} shards", what, limits.max_shards);
-    }
-  }
-  if (shards.empty()) return invalid("{}: weight_map is empty", what);
-  return shards;
-}
-
 // The index and a shard must name the same tensors.
 Status check_shard(const std::set<std::string>& listed, const std::vector<NamedTensor>& present,
                    std::string_view what) {
@@ -276,21 +243,58 @@ Result<std::vector<NamedTensor>> parse_safetensors(std::span<const std::byte> fi
   return tensors;
 }
 
+Result<ShardMap> parse_safetensors_index(std::string_view text, std::string_view what,
+                                         const SafetensorsLimits& limits) {
+  dom::parser parser;
+  dom::object weight_map;
+  const auto error = parser.parse(text.data(), text.size())
+                         .get_object()["weight_map"]
+                         .get_object()
+                         .get(weight_map);
+  if (error != simdjson::SUCCESS) {
+    return invalid("{}: expected a JSON object with weight_map: {}", what,
+                   simdjson::error_message(error));
+  }
+  ShardMap shards;
+  std::unordered_set<std::string_view> seen;
+  for (const auto [name, value] : weight_map) {
+    std::string_view file;
+    if (value.get_string().get(file) != simdjson::SUCCESS || !is_plain_file_name(file)) {
+      return invalid("{}: tensor {}: expected the name of a file in the same folder", what,
+                     shown_name(name));
+    }
+    if (!seen.insert(name).second) {
+      return invalid("{}: tensor {} is listed twice", what, shown_name(name));
+    }
+    shards[std::string(file)].insert(std::string(name));
+    if (shards.size() > limits.max_shards) {
+      return invalid("{}: more than {} shards", what, limits.max_shards);
+    }
+  }
+  if (shards.empty()) return invalid("{}: weight_map is empty", what);
+  return shards;
+}
+
 Result<Checkpoint> Checkpoint::open(const std::filesystem::path& folder,
                                     const SafetensorsLimits& limits) {
   const std::filesystem::path single = folder / "model.safetensors";
   const std::filesystem::path index = folder / "model.safetensors.index.json";
-  std::map<std::string, std::set<std::string>> shards;
+  ShardMap shards;
   // As in Transformers, the single file comes first.
   const bool has_index = !is_present(single) && is_present(index);
   if (has_index) {
-    VOLLEY_TRY(shards, read_index(index, limits));
+    VOLLEY_TRY(const std::string text, read_file(index, limits.max_index_bytes));
+    VOLLEY_TRY(shards, parse_safetensors_index(text, index.string(), limits));
   } else if (is_present(single)) {
     shards[single.filename().string()];
   } else {
     return make_error(ErrorKind::kNotFound,
-                      "{}: expected model.safetensors or model.safetensors.index.json",
-                      folder.string());
+                      "{}: expected model.safetensors or model.safetensors.index.json{}",
+                      folder.string(),
+                      is_present(folder / "pytorch_model.bin") ||
+                              is_present(folder / "pytorch_model.bin.index.json")
+                          ? "; pytorch_model.bin is not read, convert it to safetensors"
+                          : "");
   }
 
   Checkpoint checkpoint;

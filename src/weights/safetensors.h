@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,11 +40,17 @@ Result<std::vector<NamedTensor>> parse_safetensors(std::span<const std::byte> fi
                                                    std::string_view what,
                                                    const SafetensorsLimits& limits = {});
 
+// The tensors that model.safetensors.index.json places in each shard. Shards are plain file names:
+// an index cannot reach outside its folder.
+using ShardMap = std::map<std::string, std::set<std::string>>;
+Result<ShardMap> parse_safetensors_index(std::string_view text, std::string_view what,
+                                         const SafetensorsLimits& limits = {});
+
 // The tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json
 // lists. Files are memory-mapped; the tensors live as long as this object, moves included.
 class Checkpoint {
  public:
-  // Also checks that index and shards agree on every name, and that no shard lies outside `folder`.
+  // Also checks that index and shards agree on every name.
   static Result<Checkpoint> open(const std::filesystem::path& folder,
                                  const SafetensorsLimits& limits = {});
 

@@ -1,4 +1,5 @@
-// Any bytes as a safetensors file: an error or views that stay inside the bytes, never a crash.
+// Any bytes as a safetensors file and as an index of shards: an error or views that stay inside the
+// bytes, never a crash.
 
 #include <cstddef>
 #include <cstdint>
@@ -8,6 +9,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::span<const std::byte> file(reinterpret_cast<const std::byte*>(data), size);
+  (void)volley::parse_safetensors_index({reinterpret_cast<const char*>(data), size}, "fuzz");
   const auto tensors = volley::parse_safetensors(file, "fuzz");
   if (!tensors) return 0;
   int64_t total = 0;

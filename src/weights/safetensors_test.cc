@@ -150,6 +150,8 @@ TEST(Checkpoint, SaysWhatIsMissing) {
   ASSERT_FALSE(checkpoint);
   EXPECT_EQ(checkpoint.error().kind, ErrorKind::kNotFound);
   EXPECT_THAT(checkpoint.error().message, HasSubstr("model.safetensors"));
+  folder.write("pytorch_model.bin", "x");
+  EXPECT_THAT(Checkpoint::open(folder.path()).error().message, HasSubstr("convert it"));
 }
 
 class ShardedCheckpoint : public ::testing::Test {
