@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -15,8 +16,27 @@ namespace {
 constexpr int kPendingHiddenRows = 32;
 
 constexpr int kDefaultMaxModelLen = 8192;
+constexpr int kMaxLogprobs = 128;
 
-int block_size_of(const DrafterConfig* drafter) { return drafter != nullptr ? drafter->block_size : 1; }
+int block_size_of(const DrafterConfig* drafter) {
+  return drafter != nullptr ? drafter->block_size : 1;
+}
+
+TokenLogprobs logprobs_of(std::span<const float> logits, int32_t token, int num_top) {
+  const double own = log_probability(logits, token);
+  const double log_sum = logits[token] - own;
+  TokenLogprobs result{.logprob = static_cast<float>(own)};
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto end = order.begin() + std::min<size_t>(num_top, order.size());
+  std::partial_sort(order.begin(), end, order.end(), [&](int32_t a, int32_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
+  for (auto it = order.begin(); it != end; ++it) {
+    result.top.emplace_back(*it, static_cast<float>(logits[*it] - log_sum));
+  }
+  return result;
+}
 
 }  // namespace
 
@@ -26,39 +46,39 @@ double SpeculationStats::acceptance_length() const {
   return passes > 0 ? static_cast<double>(num_tokens - 1) / static_cast<double>(passes) : 1.0;
 }
 
-// A live request. Its tokens [0, num_computed) have target KV; those in [0, num_injected) have
-// drafter KV too; the hidden states of the ones between wait in `hidden`.
+// A live request: what the scheduler does not know of it.
 struct Engine::Sequence {
-  Sequence(RequestId request_id, GenerationRequest&& source, int page_size,
-           const DraftLengthConfig& draft_config, const SurvivalEstimate& prior)
+  Sequence(RequestId request_id, GenerationRequest&& source, const DraftLengthConfig& draft_config,
+           const SurvivalEstimate& prior)
       : id(request_id),
         request(std::move(source)),
-        tokens(request.prompt_ids),
-        pages(page_size),
+        filter(request.filter != nullptr ? request.filter->clone() : nullptr),
         chooser(draft_config, prior) {}
 
-  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
-  int64_t num_generated() const {
-    return num_tokens() - static_cast<int64_t>(request.prompt_ids.size());
-  }
-  bool decodes() const { return num_tokens() - num_computed == 1; }
+  bool drafts_at_all() const { return request.draft.mode != DraftPolicy::Mode::kOff; }
   bool greedy() const {
-    return request.sampling.temperature == 0 && !request.sampling.edits_logits();
+    return request.sampling.temperature == 0 && !request.sampling.edits_logits() &&
+           filter == nullptr && request.num_logprobs < 0;
+  }
+  bool is_stop(int32_t token) const {
+    return std::find(request.stop_ids.begin(), request.stop_ids.end(), token) !=
+           request.stop_ids.end();
   }
 
   RequestId id;
   GenerationRequest request;
-  std::vector<int32_t> tokens;  // prompt and answer
-  int64_t num_computed = 0;
-  int64_t num_injected = 0;
-  PageTable pages;
+  std::unique_ptr<TokenFilter> filter;
   TokenCounts counts;
-  Tensor hidden;                // [kPendingHiddenRows + block_size, num_taps * hidden_size]
+  // Tapped states of positions [num_injected, num_computed), which the drafter is owed; held while
+  // the sequence runs. [kPendingHiddenRows + block_size, num_taps * hidden_size]
+  Tensor hidden;
   std::vector<int32_t> drafts;  // of this step
   std::vector<int32_t> fresh;   // tokens of this step
+  std::vector<TokenLogprobs> fresh_logprobs;
   DraftLengthChooser chooser;
   SpeculationStats stats;
   FinishReason finish = FinishReason::kNone;
+  ScheduledSequence* scheduled = nullptr;  // while it is in this step's plan
 };
 
 Status EngineConfig::validate() const {
@@ -71,7 +91,11 @@ Status EngineConfig::validate() const {
   VOLLEY_TRY_STATUS(check("max_queued", max_queued, 1, 1 << 20));
   VOLLEY_TRY_STATUS(check("prefill_chunk", prefill_chunk, 1, 1 << 16));
   VOLLEY_TRY_STATUS(check("page_size", page_size, 32, 4096));
-  if (page_size % 32 != 0) return invalid("page_size: expected a multiple of 32, got {}", page_size);
+  if (page_size % 32 != 0)
+    return invalid("page_size: expected a multiple of 32, got {}", page_size);
+  if (kv_positions < 0 || kv_positions > (int64_t{1} << 31)) {
+    return invalid("kv_positions: expected 0 (automatic) to 2^31, got {}", kv_positions);
+  }
   return {};
 }
 
@@ -87,19 +111,38 @@ ModelLimits Engine::model_limits(const EngineConfig& config, const TargetConfig&
           .max_positions = max_len};
 }
 
-Engine::Engine(const EngineConfig& config, TargetModel& target, DflashDrafter* drafter, Ops& ops)
+namespace {
+
+SchedulerConfig scheduler_config(const EngineConfig& config, const ModelLimits& limits) {
+  const int64_t page_size = config.page_size;
+  const int64_t pages_of_one = (limits.max_positions + page_size - 1) / page_size;
+  const int64_t wanted = config.kv_positions > 0 ? config.kv_positions / page_size
+                                                 : config.max_num_seqs * pages_of_one;
+  return {.max_num_seqs = config.max_num_seqs,
+          .max_queued = config.max_queued,
+          .num_pages = static_cast<int>(std::max(wanted, pages_of_one)),
+          .page_size = config.page_size,
+          .max_rows = limits.max_output_rows + config.prefill_chunk,
+          .max_output_rows = limits.max_output_rows,
+          .prefix_caching = config.prefix_caching};
+}
+
+}  // namespace
+
+Engine::Engine(const EngineConfig& config, const ModelLimits& limits, TargetModel& target,
+               DflashDrafter* drafter, Ops& ops)
     : config_(config),
       target_(target),
       drafter_(drafter),
       ops_(ops),
-      max_model_len_(model_limits(config, target.config(), nullptr).max_positions),
-      block_size_(drafter != nullptr ? drafter->config().block_size : 1),
-      pages_(config.max_num_seqs *
-             ((max_model_len_ + config.page_size - 1) / config.page_size)),
+      max_model_len_(limits.max_positions),
+      block_size_(block_size_of(drafter != nullptr ? &drafter->config() : nullptr)),
+      scheduler_(scheduler_config(config, limits)),
       sampler_(target.config().vocab_size),
-      verify_cost_(config.max_num_seqs * block_size_),
-      draft_cost_(config.max_num_seqs * block_size_),
-      survival_(std::max(1, std::min(block_size_ - 1, kMaxDraftLength))) {}
+      mask_((target.config().vocab_size + 31) / 32),
+      verify_cost_(limits.max_output_rows),
+      draft_cost_(limits.max_output_rows),
+      survival_(std::max(1, block_size_ - 1)) {}
 
 Engine::~Engine() = default;
 
@@ -114,33 +157,32 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config, Targe
     return make_error(ErrorKind::kUnsupported, "block_size {}: at most {} is supported",
                       drafter->config().block_size, kMaxDraftLength + 1);
   }
-  std::unique_ptr<Engine> engine(new Engine(config, target, drafter, ops));
-  VOLLEY_TRY_STATUS(engine->allocate());
+  const ModelLimits limits =
+      model_limits(config, target.config(), drafter != nullptr ? &drafter->config() : nullptr);
+  std::unique_ptr<Engine> engine(new Engine(config, limits, target, drafter, ops));
+  VOLLEY_TRY_STATUS(engine->allocate(limits));
   engine->calibrate();
   return engine;
 }
 
-Status Engine::allocate() {
-  const ModelLimits limits =
-      model_limits(config_, target_.config(), drafter_ != nullptr ? &drafter_->config() : nullptr);
-  VOLLEY_TRY(target_kv_,
-             ops_.create_kv(target_.kv_shape(pages_.num_pages(), config_.page_size)));
-  VOLLEY_TRY(logits_, ops_.allocate(limits.max_output_rows, target_.config().vocab_size,
-                                    DType::kF32));
+Status Engine::allocate(const ModelLimits& limits) {
+  const int num_pages = scheduler_.pages().num_pages();
+  VOLLEY_TRY(target_kv_, ops_.create_kv(target_.kv_shape(num_pages, config_.page_size)));
+  VOLLEY_TRY(logits_,
+             ops_.allocate(limits.max_output_rows, target_.config().vocab_size, DType::kF32));
   verify_rows_ = RowBatch(limits.max_rows, config_.max_num_seqs);
   output_rows_.reserve(limits.max_rows);
   argmax_ids_.resize(limits.max_rows);
   if (drafter_ == nullptr) return {};
 
   const DrafterConfig& draft = drafter_->config();
-  VOLLEY_TRY(draft_kv_,
-             ops_.create_kv(drafter_->kv_shape(pages_.num_pages(), config_.page_size)));
+  VOLLEY_TRY(draft_kv_, ops_.create_kv(drafter_->kv_shape(num_pages, config_.page_size)));
   VOLLEY_TRY(draft_logits_,
              ops_.allocate(limits.max_output_rows, draft.draft_vocab_size, DType::kF32));
-  draft_sampler_ = std::make_unique<Sampler>(target_.config().vocab_size);
   draft_row_.resize(target_.config().vocab_size);
   target_.set_taps(draft.taps);
-  const int64_t hidden_cols = static_cast<int64_t>(draft.taps.size()) * target_.config().hidden_size;
+  const int64_t hidden_cols =
+      static_cast<int64_t>(draft.taps.size()) * target_.config().hidden_size;
   VOLLEY_TRY(target_hidden_, ops_.allocate(limits.max_rows, hidden_cols, DType::kF32));
   for (int i = 0; i < config_.max_num_seqs; ++i) {
     VOLLEY_TRY(Tensor buffer,
@@ -152,27 +194,40 @@ Status Engine::allocate() {
   return {};
 }
 
-// Learns what passes cost by running a request of one token repeated, plain and drafted, before the
-// first real one arrives.
+// Learns what passes cost, plain and drafted, alone and in batches, by running made-up requests
+// before the first real one arrives.
 void Engine::calibrate() {
   if (drafter_ == nullptr || max_model_len_ < 4 * block_size_) return;
-  const int prompt_len = std::min(64, max_model_len_ / 4);
-  for (const int length : {0, block_size_ - 1, (block_size_ - 1) / 2, 3}) {
-    if (length >= block_size_) continue;
-    GenerationRequest request{.prompt_ids = std::vector<int32_t>(prompt_len, 0),
-                              .max_tokens = max_model_len_ - prompt_len,
-                              .draft = DraftPolicy::fixed(length)};
-    const Result<RequestId> id = submit(std::move(request));
-    CHECK(id.has_value());
-    const double deadline = now_s() + 0.5;
-    for (int i = 0; i < 8 && !idle() && (i < 3 || now_s() < deadline); ++i) step();
-    cancel(*id);
+  const double deadline_s = now_s() + 4;
+  const int full = block_size_ - 1;
+  for (int num_sequences = 1; num_sequences <= config_.max_num_seqs; num_sequences *= 2) {
+    for (const int draft_length : {0, full, full / 2, 3}) {
+      if (draft_length <= full) calibrate_batch(num_sequences, draft_length, deadline_s);
+    }
   }
-  survival_ = SurvivalEstimate(std::max(1, block_size_ - 1));
+  survival_ = SurvivalEstimate(std::max(1, full));
   finished_.clear();
 }
 
-Result<RequestId> Engine::submit(GenerationRequest request) {
+void Engine::calibrate_batch(int num_sequences, int draft_length, double deadline_s) {
+  const int prompt_len = std::min({32, max_model_len_ / 4, config_.prefill_chunk});
+  std::vector<RequestId> ids;
+  for (int i = 0; i < num_sequences; ++i) {
+    // Their own salt: made-up prefixes serve nobody.
+    const Result<RequestId> id = submit({.prompt_ids = std::vector<int32_t>(prompt_len, 0),
+                                         .max_tokens = max_model_len_ - prompt_len,
+                                         .draft = DraftPolicy::fixed(draft_length),
+                                         .priority = 1,
+                                         .cache_salt = ~uint64_t{0}});
+    if (id) ids.push_back(*id);
+  }
+  // The first passes over all rows are cold; a median forgives one.
+  const int passes = 3 + num_sequences * prompt_len / config_.prefill_chunk;
+  for (int i = 0; i < passes + 5 && !idle() && (i < passes || now_s() < deadline_s); ++i) step();
+  for (const RequestId id : ids) cancel(id);
+}
+
+Status Engine::check(const GenerationRequest& request) const {
   const int64_t vocab_size = target_.config().vocab_size;
   if (request.prompt_ids.empty()) return invalid("prompt: expected at least one token, got none");
   if (static_cast<int64_t>(request.prompt_ids.size()) >= max_model_len_) {
@@ -191,83 +246,93 @@ Result<RequestId> Engine::submit(GenerationRequest request) {
     return invalid("prefill_chunk: expected 0 (the engine's) or more, got {}",
                    request.prefill_chunk);
   }
-  if (request.draft.mode == DraftPolicy::Mode::kFixed) {
-    if (request.draft.length < 0 || request.draft.length >= std::max(block_size_, 1)) {
-      return invalid("draft length: expected 0 to {} (the drafter's block of {} less the anchor), "
-                     "got {}",
-                     block_size_ - 1, block_size_, request.draft.length);
-    }
+  if (request.num_logprobs < -1 || request.num_logprobs > kMaxLogprobs) {
+    return invalid("logprobs: expected -1 (none) to {}, got {}", kMaxLogprobs,
+                   request.num_logprobs);
   }
-  VOLLEY_TRY_STATUS(request.sampling.validate(vocab_size));
-  if (queue_.size() >= static_cast<size_t>(config_.max_queued)) {
-    return make_error(ErrorKind::kExhausted, "{} requests are waiting already, the limit is {}",
-                      queue_.size(), config_.max_queued);
+  if (request.draft.mode == DraftPolicy::Mode::kFixed &&
+      (request.draft.length < 0 || request.draft.length >= block_size_)) {
+    return invalid(
+        "draft length: expected 0 to {} (the drafter's block of {} less the anchor), "
+        "got {}",
+        block_size_ - 1, block_size_, request.draft.length);
   }
-  const auto prompt_len = static_cast<int>(request.prompt_ids.size());
-  request.max_tokens = std::min(request.max_tokens, max_model_len_ - prompt_len);
-  if (drafter_ == nullptr) request.draft = DraftPolicy::off();
-  if (request.draft.mode == DraftPolicy::Mode::kFixed && request.draft.length == 0) {
-    request.draft = DraftPolicy::off();
-  }
-  if (request.prefill_chunk == 0) request.prefill_chunk = config_.prefill_chunk;
-  request.prefill_chunk = std::min(request.prefill_chunk, config_.prefill_chunk);
-  const RequestId id{next_id_++};
-  queue_.push_back({id, std::move(request)});
-  return id;
+  return request.sampling.validate(vocab_size);
 }
 
-void Engine::admit() {
-  while (!queue_.empty() && static_cast<int>(sequences_.size()) < config_.max_num_seqs) {
-    Queued queued = std::move(queue_.front());
-    queue_.erase(queue_.begin());
-    const DraftLengthConfig draft_config{.max_length = std::max(1, block_size_ - 1)};
-    auto sequence = std::make_unique<Sequence>(queued.id, std::move(queued.request),
-                                               config_.page_size, draft_config, survival_);
-    // All pages the request can ever need: with one place a sequence, there is always room.
-    const int64_t prompt_len = sequence->num_tokens();
-    CHECK(sequence->pages.grow(prompt_len + sequence->request.max_tokens, pages_));
-    sequence->tokens.reserve(prompt_len + sequence->request.max_tokens + block_size_);
-    if (sequence->request.sampling.edits_logits()) {
-      sequence->counts.add_prompt(sequence->request.prompt_ids);
-    }
-    if (sequence->request.draft.mode != DraftPolicy::Mode::kOff) {
-      sequence->hidden = std::move(free_hidden_.back());
-      free_hidden_.pop_back();
-    }
-    sequence->stats.drafted_at.assign(block_size_ - 1, 0);
-    sequence->stats.accepted_at.assign(block_size_ - 1, 0);
-    sequences_.push_back(std::move(sequence));
+Result<RequestId> Engine::submit(GenerationRequest request) {
+  VOLLEY_TRY_STATUS(check(request));
+  const auto prompt_len = static_cast<int>(request.prompt_ids.size());
+  request.max_tokens = std::min(request.max_tokens, max_model_len_ - prompt_len);
+  const bool drafts_nothing =
+      request.draft.mode == DraftPolicy::Mode::kFixed && request.draft.length == 0;
+  if (drafter_ == nullptr || drafts_nothing) request.draft = DraftPolicy::off();
+  if (request.prefill_chunk == 0) request.prefill_chunk = config_.prefill_chunk;
+
+  const RequestId id{next_id_};
+  const DraftLengthConfig draft_config{.max_length = std::max(1, block_size_ - 1)};
+  auto sequence = std::make_unique<Sequence>(id, std::move(request), draft_config, survival_);
+  VOLLEY_TRY_STATUS(scheduler_.add(
+      {.id = id,
+       .prompt_ids = sequence->request.prompt_ids,
+       .priority = sequence->request.priority,
+       .prefill_chunk = std::min(sequence->request.prefill_chunk, config_.prefill_chunk),
+       .uses_drafter = sequence->drafts_at_all(),
+       .cache_salt = sequence->request.cache_salt}));
+  if (sequence->request.sampling.edits_logits()) {
+    sequence->counts.add_prompt(sequence->request.prompt_ids);
   }
+  sequence->stats.drafted_at.assign(block_size_ - 1, 0);
+  sequence->stats.accepted_at.assign(block_size_ - 1, 0);
+  sequences_.emplace(next_id_++, std::move(sequence));
+  return id;
 }
 
 int Engine::wanted_draft_length(Sequence& sequence) {
   const DraftPolicy& policy = sequence.request.draft;
-  if (!sequence.decodes() || policy.mode == DraftPolicy::Mode::kOff) return 0;
+  if (!sequence.drafts_at_all()) return 0;
   // The bonus token is always there: one draft fewer than the tokens still allowed.
-  const int64_t remaining = sequence.request.max_tokens - sequence.num_generated();
+  const int64_t remaining = sequence.request.max_tokens - sequence.stats.num_tokens;
   const int bound = static_cast<int>(std::min<int64_t>(block_size_ - 1, remaining - 1));
   if (policy.mode == DraftPolicy::Mode::kFixed) return std::min(policy.length, bound);
-  return sequence.chooser.choose(bound, draft_cost_, verify_cost_);
+  return sequence.chooser.choose(bound, std::max(1, num_decoding_), draft_cost_, verify_cost_);
 }
 
 void Engine::plan() {
-  states_.clear();
-  for (const auto& sequence : sequences_) {
-    states_.push_back({.num_tokens = sequence->num_tokens(),
-                       .num_computed = sequence->num_computed,
-                       .prefill_chunk = sequence->request.prefill_chunk,
-                       .draft_length = wanted_draft_length(*sequence)});
+  const auto find = [&](RequestId id) -> Sequence& {
+    return *sequences_.at(static_cast<uint64_t>(id));
+  };
+  const StepPlan plan = scheduler_.plan(
+      [&](const ScheduledSequence& scheduled) { return wanted_draft_length(find(scheduled.id)); });
+  for (const RequestId id : plan.preempted) detach(find(id));
+  items_.clear();
+  num_decoding_ = 0;
+  for (const PlannedItem& item : plan.items) {
+    Sequence& sequence = find(item.sequence->id);
+    sequence.scheduled = item.sequence;
+    attach(sequence);
+    items_.push_back({&sequence, item});
+    num_decoding_ += item.samples && item.num_known == 1;
   }
-  const int decode_rows = config_.max_num_seqs * block_size_;
-  items_ = plan_step(states_, {.max_rows = decode_rows + config_.prefill_chunk,
-                               .max_output_rows = decode_rows});
+}
+
+// A running sequence with drafts holds one buffer for the states its drafter is owed.
+void Engine::attach(Sequence& sequence) {
+  if (!sequence.drafts_at_all() || !sequence.hidden.view().empty()) return;
+  CHECK(!free_hidden_.empty());
+  sequence.hidden = std::move(free_hidden_.back());
+  free_hidden_.pop_back();
+}
+
+void Engine::detach(Sequence& sequence) {
+  if (sequence.hidden.view().empty()) return;
+  free_hidden_.push_back(std::exchange(sequence.hidden, Tensor()));
 }
 
 std::span<const StepOutput> Engine::step() {
   finished_.clear();
   outputs_.clear();
-  admit();
-  if (sequences_.empty()) return {};
+  if (idle()) return {};
   plan();
   draft_blocks();
   build_verify_batch();
@@ -279,109 +344,129 @@ std::span<const StepOutput> Engine::step() {
 
 // Brings the drafter's context up to num_computed.
 void Engine::inject_pending(Sequence& sequence) {
-  const auto num_pending = static_cast<int>(sequence.num_computed - sequence.num_injected);
+  ScheduledSequence& scheduled = *sequence.scheduled;
+  const auto num_pending = static_cast<int>(scheduled.num_computed - scheduled.num_injected);
   if (num_pending == 0) return;
   inject_rows_.clear();
-  inject_rows_.begin_sequence(sequence.pages.data());
-  for (int i = 0; i < num_pending; ++i) inject_rows_.add(0, sequence.num_injected + i);
+  inject_rows_.begin_sequence(scheduled.pages.data());
+  for (int i = 0; i < num_pending; ++i) inject_rows_.add(0, scheduled.num_injected + i);
   drafter_->inject(inject_rows_, sequence.hidden.first_rows(num_pending), *draft_kv_);
-  sequence.num_injected = sequence.num_computed;
+  scheduled.num_injected = scheduled.num_computed;
 }
 
 void Engine::draft_blocks() {
-  const bool any = std::any_of(items_.begin(), items_.end(),
-                               [](const StepItem& item) { return item.num_drafts > 0; });
-  for (auto& sequence : sequences_) sequence->drafts.clear();
-  if (!any) return;
-
-  const double start = now_s();
-  bool usual = true;  // not the first draft after many plain steps, which injects much
   draft_rows_.clear();
   output_rows_.clear();
-  for (const StepItem& item : items_) {
-    if (item.num_drafts == 0) continue;
-    Sequence& sequence = *sequences_[item.sequence_idx];
-    usual &= sequence.num_computed - sequence.num_injected <= block_size_;
-    inject_pending(sequence);
-    draft_rows_.begin_sequence(sequence.pages.data());
-    draft_rows_.add(sequence.tokens.back(), sequence.num_computed);
-    for (int i = 1; i <= item.num_drafts; ++i) {
+  const double start = now_s();
+  bool usual = true;  // not the first draft after many plain steps, which injects much
+  for (Item& item : items_) {
+    item.sequence->drafts.clear();
+    if (item.plan.num_drafts == 0) continue;
+    const ScheduledSequence& scheduled = *item.plan.sequence;
+    usual &= scheduled.num_computed - scheduled.num_injected <= block_size_;
+    inject_pending(*item.sequence);
+    draft_rows_.begin_sequence(scheduled.pages.data());
+    draft_rows_.add(scheduled.tokens.back(), scheduled.num_computed);
+    for (int i = 1; i <= item.plan.num_drafts; ++i) {
       output_rows_.push_back(draft_rows_.num_rows());
-      draft_rows_.add(drafter_->config().mask_token_id, sequence.num_computed + i);
+      draft_rows_.add(drafter_->config().mask_token_id, scheduled.num_computed + i);
     }
   }
+  if (draft_rows_.empty()) return;
   propose(drafter_->draft(draft_rows_, output_rows_, *draft_kv_));
   if (usual) draft_cost_.observe(draft_rows_.num_rows(), now_s() - start);
 }
 
 // Turns the drafter's hidden states, one row a draft, into proposals.
 void Engine::propose(const TensorView& hidden) {
-  const auto proposes_argmax = [](const Sequence& sequence) {
-    return sequence.request.draft_sampling == DraftSampling::kArgmax || sequence.greedy();
-  };
-  const bool all_argmax = std::all_of(items_.begin(), items_.end(), [&](const StepItem& item) {
-    return item.num_drafts == 0 || proposes_argmax(*sequences_[item.sequence_idx]);
+  const bool all_argmax = std::all_of(items_.begin(), items_.end(), [](const Item& item) {
+    const Sequence& sequence = *item.sequence;
+    return item.plan.num_drafts == 0 || sequence.greedy() ||
+           (sequence.request.draft_sampling == DraftSampling::kArgmax && !sequence.filter);
   });
   const std::span<int32_t> ids = std::span(argmax_ids_).first(hidden.rows);
-  const TensorView logits = draft_logits_.first_rows(hidden.rows);
   if (all_argmax) {
     drafter_->argmax(hidden, ids);
   } else {
-    drafter_->logits(hidden, logits);
+    drafter_->logits(hidden, draft_logits_.first_rows(hidden.rows));
   }
-
-  const auto target_ids = drafter_->target_ids();
-  int row = 0;
-  for (const StepItem& item : items_) {
-    Sequence& sequence = *sequences_[item.sequence_idx];
-    for (int i = 1; i <= item.num_drafts; ++i, ++row) {
-      if (all_argmax) {
-        sequence.drafts.push_back(ids[row]);
-        continue;
-      }
-      std::span<const float> row_logits(logits.row<float>(row), logits.cols);
-      if (!target_ids.empty()) {
-        std::fill(draft_row_.begin(), draft_row_.end(), -std::numeric_limits<float>::infinity());
-        for (size_t j = 0; j < target_ids.size(); ++j) draft_row_[target_ids[j]] = row_logits[j];
-        row_logits = draft_row_;
-      }
-      if (proposes_argmax(sequence)) {
-        sequence.drafts.push_back(argmax(row_logits));
-      } else {
-        sequence.drafts.push_back(draft_sampler_->sample(row_logits, sequence.request.sampling,
-                                                         &sequence.counts,
-                                                         sequence.num_computed + i));
-      }
+  int first_row = 0;
+  for (Item& item : items_) {
+    if (item.plan.num_drafts == 0) continue;
+    const int num_rows = item.plan.num_drafts;
+    std::vector<int32_t>& drafts = item.sequence->drafts;
+    if (all_argmax) {
+      drafts.assign(ids.begin() + first_row, ids.begin() + first_row + num_rows);
+    } else {
+      propose_from_logits(item, first_row);
     }
+    first_row += num_rows;
+    // Nothing follows a stop token.
+    const auto stop = std::find_if(drafts.begin(), drafts.end(),
+                                   [&](int32_t token) { return item.sequence->is_stop(token); });
+    if (stop != drafts.end()) drafts.erase(stop + 1, drafts.end());
+    item.plan.num_drafts = static_cast<int>(drafts.size());
   }
+}
+
+// Drafts by the target's own sampling rule, with the same noise, on the drafter's logits. A grammar
+// is advanced on a copy, so that every draft is one it allows.
+void Engine::propose_from_logits(Item& item, int first_row) {
+  Sequence& sequence = *item.sequence;
+  SamplingParams params = sequence.request.sampling;
+  if (sequence.request.draft_sampling == DraftSampling::kArgmax) params.temperature = 0;
+  const std::unique_ptr<TokenFilter> filter = sequence.filter ? sequence.filter->clone() : nullptr;
+  for (int i = 1; i <= item.plan.num_drafts; ++i) {
+    std::span<const uint32_t> mask;
+    if (filter != nullptr) {
+      filter->allowed(mask_);
+      mask = mask_;
+    }
+    const int32_t token =
+        sampler_.sample(draft_logits_row(first_row + i - 1), params, &sequence.counts,
+                        item.plan.sequence->num_computed + i, mask);
+    sequence.drafts.push_back(token);
+    if (sequence.is_stop(token)) return;
+    if (filter != nullptr) filter->accept(token);
+  }
+}
+
+// Row `row` of the draft logits, over the target's vocabulary.
+std::span<const float> Engine::draft_logits_row(int row) {
+  const std::span<const float> logits(draft_logits_.view().row<float>(row),
+                                      draft_logits_.view().cols);
+  const auto target_ids = drafter_->target_ids();
+  if (target_ids.empty()) return logits;
+  std::fill(draft_row_.begin(), draft_row_.end(), -std::numeric_limits<float>::infinity());
+  for (size_t i = 0; i < target_ids.size(); ++i) draft_row_[target_ids[i]] = logits[i];
+  return draft_row_;
 }
 
 void Engine::build_verify_batch() {
   verify_rows_.clear();
   output_rows_.clear();
   greedy_step_ = true;
-  for (const StepItem& item : items_) {
-    const Sequence& sequence = *sequences_[item.sequence_idx];
-    verify_rows_.begin_sequence(sequence.pages.data());
-    for (int i = 0; i < item.num_known; ++i) {
-      const int64_t position = sequence.num_computed + i;
-      verify_rows_.add(sequence.tokens[position], position);
+  for (const Item& item : items_) {
+    const ScheduledSequence& scheduled = *item.plan.sequence;
+    verify_rows_.begin_sequence(scheduled.pages.data());
+    for (int i = 0; i < item.plan.num_known; ++i) {
+      const int64_t position = scheduled.num_computed + i;
+      verify_rows_.add(scheduled.tokens[position], position);
     }
-    if (!item.samples) continue;
-    greedy_step_ &= sequence.greedy();
+    if (!item.plan.samples) continue;
+    greedy_step_ &= item.sequence->greedy();
     output_rows_.push_back(verify_rows_.num_rows() - 1);
-    for (int i = 0; i < item.num_drafts; ++i) {
+    for (int i = 0; i < item.plan.num_drafts; ++i) {
       output_rows_.push_back(verify_rows_.num_rows());
-      verify_rows_.add(sequence.drafts[i], sequence.num_tokens() + i);
+      verify_rows_.add(item.sequence->drafts[i], scheduled.num_tokens() + i);
     }
   }
 }
 
 void Engine::verify() {
   const double start = now_s();
-  const bool taps = std::any_of(items_.begin(), items_.end(), [&](const StepItem& item) {
-    return sequences_[item.sequence_idx]->request.draft.mode != DraftPolicy::Mode::kOff;
-  });
+  const bool taps = std::any_of(items_.begin(), items_.end(),
+                                [](const Item& item) { return item.sequence->drafts_at_all(); });
   const TensorView target_hidden =
       taps ? target_hidden_.first_rows(verify_rows_.num_rows()) : TensorView{};
   const TensorView hidden =
@@ -393,142 +478,141 @@ void Engine::verify() {
     target_.logits(hidden, output_logits_);
   }
   const bool decodes_only = std::all_of(items_.begin(), items_.end(),
-                                        [](const StepItem& item) { return item.num_known == 1; });
+                                        [](const Item& item) { return item.plan.num_known == 1; });
   if (decodes_only) verify_cost_.observe(verify_rows_.num_rows(), now_s() - start);
 }
 
 // The target's token at `position`, from row `output_idx` of this step's logits.
-int32_t Engine::target_token(const Sequence& sequence, int output_idx, int64_t position) {
+int32_t Engine::target_token(Sequence& sequence, int output_idx, int64_t position) {
   if (greedy_step_) return argmax_ids_[output_idx];
   const std::span<const float> row(output_logits_.row<float>(output_idx), output_logits_.cols);
-  return sampler_.sample(row, sequence.request.sampling, &sequence.counts,
-                                               position);
+  std::span<const uint32_t> mask;
+  if (sequence.filter != nullptr) {
+    sequence.filter->allowed(mask_);
+    mask = mask_;
+  }
+  const int32_t token =
+      sampler_.sample(row, sequence.request.sampling, &sequence.counts, position, mask);
+  if (sequence.filter != nullptr && !sequence.is_stop(token)) sequence.filter->accept(token);
+  if (sequence.request.sampling.edits_logits()) sequence.counts.add_generated(token);
+  if (sequence.request.num_logprobs >= 0) {
+    sequence.fresh_logprobs.push_back(logprobs_of(row, token, sequence.request.num_logprobs));
+  }
+  return token;
 }
 
 void Engine::collect_outputs() {
   int first_row = 0;
   int first_output = 0;
-  for (const StepItem& item : items_) {
-    Sequence& sequence = *sequences_[item.sequence_idx];
+  for (const Item& item : items_) {
+    Sequence& sequence = *item.sequence;
+    const PlannedItem& plan = item.plan;
     sequence.fresh.clear();
-    int num_accepted = 0;
-    if (item.samples) {
-      const int64_t before = sequence.stats.num_accepted_drafts;
-      accept(sequence, item, first_row, first_output);
-      num_accepted = static_cast<int>(sequence.stats.num_accepted_drafts - before);
+    sequence.fresh_logprobs.clear();
+    const int64_t accepted_before = sequence.stats.num_accepted_drafts;
+    if (plan.samples) {
+      accept(sequence, plan, first_row, first_output);
     } else {
-      keep_target_hidden(sequence, first_row, item.num_known);
-      sequence.num_computed += item.num_known;
+      keep_target_hidden(sequence, first_row, plan.num_known);
+      scheduler_.commit(*plan.sequence, plan.num_known, {});
     }
     outputs_.push_back({.id = sequence.id,
                         .tokens = sequence.fresh,
-                        .num_drafted = item.num_drafts,
-                        .num_accepted_drafts = num_accepted,
+                        .logprobs = sequence.fresh_logprobs,
+                        .num_cached_tokens = static_cast<int>(plan.sequence->num_cached),
+                        .num_drafted = plan.num_drafts,
+                        .num_accepted_drafts =
+                            static_cast<int>(sequence.stats.num_accepted_drafts - accepted_before),
                         .finish = sequence.finish});
-    first_row += item.num_known + item.num_drafts;
-    first_output += item.samples ? 1 + item.num_drafts : 0;
+    first_row += plan.num_known + plan.num_drafts;
+    first_output += plan.samples ? 1 + plan.num_drafts : 0;
   }
 }
 
 // The acceptance rule over one sequence's block, then the bookkeeping.
-void Engine::accept(Sequence& sequence, const StepItem& item, int first_row, int first_output) {
-  const int64_t known = sequence.num_tokens();
-  const auto is_stop = [&](int32_t token) {
-    const auto& stops = sequence.request.stop_ids;
-    return std::find(stops.begin(), stops.end(), token) != stops.end();
-  };
-  const bool counts_matter = sequence.request.sampling.edits_logits();
+void Engine::accept(Sequence& sequence, const PlannedItem& item, int first_row, int first_output) {
+  const int64_t known = item.sequence->num_tokens();
   const int num_accepted = accept_draft(
-      sequence.drafts,
-      [&](int i) {
-        const int32_t token = target_token(sequence, first_output + i, known + i);
-        if (counts_matter) sequence.counts.add_generated(token);
-        return token;
-      },
-      [&](int32_t token) { return !is_stop(token); }, sequence.fresh);
+      sequence.drafts, [&](int i) { return target_token(sequence, first_output + i, known + i); },
+      [&](int32_t token) { return !sequence.is_stop(token); }, sequence.fresh);
   const int num_fresh = static_cast<int>(sequence.fresh.size());
-  sequence.tokens.insert(sequence.tokens.end(), sequence.fresh.begin(), sequence.fresh.end());
 
   // The known rows and the accepted drafts now have right KV; the newest token has none.
   const int num_right = item.num_known + num_fresh - 1;
   keep_target_hidden(sequence, first_row, num_right);
-  sequence.num_computed += num_right;
+  scheduler_.commit(*item.sequence, num_right, sequence.fresh);
 
-  const bool stopped = is_stop(sequence.tokens.back());
+  const bool stopped = sequence.is_stop(sequence.fresh.back());
+  record(sequence, item, num_accepted, stopped && num_accepted == num_fresh);
   if (stopped) {
     sequence.finish = FinishReason::kStop;
-  } else if (sequence.num_generated() >= sequence.request.max_tokens) {
+  } else if (sequence.stats.num_tokens >= sequence.request.max_tokens) {
     sequence.finish = FinishReason::kLength;
   }
+}
 
+void Engine::record(Sequence& sequence, const PlannedItem& item, int num_accepted, bool censored) {
   SpeculationStats& stats = sequence.stats;
   ++stats.num_target_passes;
-  stats.num_tokens += num_fresh;
+  stats.num_tokens += static_cast<int64_t>(sequence.fresh.size());
   if (item.num_drafts == 0) return;
   ++stats.num_draft_passes;
   stats.num_drafted += item.num_drafts;
   stats.num_accepted_drafts += num_accepted;
   for (int i = 0; i < item.num_drafts; ++i) ++stats.drafted_at[i];
   for (int i = 0; i < num_accepted; ++i) ++stats.accepted_at[i];
-  const bool censored = stopped && num_accepted == num_fresh;
   sequence.chooser.observe(item.num_drafts, num_accepted, censored);
   survival_.observe(item.num_drafts, num_accepted, censored);
 }
 
-// Keeps rows [first_row, first_row + num_rows) of this step's taps for the drafter. A prompt's rows
-// are injected at once; a decoding sequence's wait for its next draft, or until the buffer is full.
+// Keeps rows [first_row, first_row + num_rows) of this step's taps for the drafter. A decoding
+// sequence's wait for its next draft; when the buffer is full, or for a prompt's many rows, they
+// are injected at once.
 void Engine::keep_target_hidden(Sequence& sequence, int first_row, int num_rows) {
-  if (sequence.request.draft.mode == DraftPolicy::Mode::kOff) return;
+  if (!sequence.drafts_at_all()) return;
+  ScheduledSequence& scheduled = *sequence.scheduled;
   const TensorView rows = target_hidden_.view().row_range(first_row, num_rows);
-  const auto num_pending = static_cast<int>(sequence.num_computed - sequence.num_injected);
+  const auto num_pending = static_cast<int>(scheduled.num_computed - scheduled.num_injected);
   if (num_pending + num_rows <= kPendingHiddenRows) {
     ops_.copy(rows, sequence.hidden.view().row_range(num_pending, num_rows));
     return;
   }
   inject_pending(sequence);
   inject_rows_.clear();
-  inject_rows_.begin_sequence(sequence.pages.data());
-  for (int i = 0; i < num_rows; ++i) inject_rows_.add(0, sequence.num_computed + i);
+  inject_rows_.begin_sequence(scheduled.pages.data());
+  for (int i = 0; i < num_rows; ++i) inject_rows_.add(0, scheduled.num_computed + i);
   drafter_->inject(inject_rows_, rows, *draft_kv_);
-  sequence.num_injected = sequence.num_computed + num_rows;
-}
-
-void Engine::finish(Sequence& sequence, FinishReason reason) {
-  sequence.finish = reason;
-  sequence.pages.trim(0, pages_);
-  if (!sequence.hidden.view().empty()) free_hidden_.push_back(std::move(sequence.hidden));
+  scheduled.num_injected = scheduled.num_computed + num_rows;
 }
 
 void Engine::remove_finished() {
-  for (auto& sequence : sequences_) {
-    if (sequence->finish == FinishReason::kNone) continue;
-    finish(*sequence, sequence->finish);
-    finished_.push_back(std::move(sequence));
+  for (const Item& item : items_) {
+    if (item.sequence->finish == FinishReason::kNone) continue;
+    detach(*item.sequence);
+    scheduler_.remove(item.sequence->id);
+    const auto found = sequences_.find(static_cast<uint64_t>(item.sequence->id));
+    finished_.push_back(std::move(found->second));
+    sequences_.erase(found);
   }
-  std::erase_if(sequences_, [](const auto& sequence) { return sequence == nullptr; });
+  items_.clear();
 }
 
 bool Engine::cancel(RequestId id) {
-  const auto queued = std::find_if(queue_.begin(), queue_.end(),
-                                   [&](const Queued& entry) { return entry.id == id; });
-  if (queued != queue_.end()) {
-    queue_.erase(queued);
-    return true;
-  }
-  for (auto& sequence : sequences_) {
-    if (sequence->id != id) continue;
-    sequence->finish = FinishReason::kCancelled;
-    remove_finished();
-    return true;
-  }
-  return false;
+  const auto found = sequences_.find(static_cast<uint64_t>(id));
+  if (found == sequences_.end()) return false;
+  detach(*found->second);
+  scheduler_.remove(id);
+  found->second->finish = FinishReason::kCancelled;
+  finished_.push_back(std::move(found->second));
+  sequences_.erase(found);
+  return true;
 }
 
 const SpeculationStats* Engine::stats(RequestId id) const {
-  for (const auto& list : {&sequences_, &finished_}) {
-    for (const auto& sequence : *list) {
-      if (sequence->id == id) return &sequence->stats;
-    }
+  const auto live = sequences_.find(static_cast<uint64_t>(id));
+  if (live != sequences_.end()) return &live->second->stats;
+  for (const auto& sequence : finished_) {
+    if (sequence->id == id) return &sequence->stats;
   }
   return nullptr;
 }

@@ -1,20 +1,22 @@
 #pragma once
 
-// The step loop. An Engine owns the KV pages, the sequences and their random state; one thread calls
-// it. Each step drafts blocks for the sequences that decode, verifies them together with prompt
-// chunks in one pass of the target, keeps what matches, and reports the new tokens.
+// The step loop. An Engine owns the KV pages, the sequences and their random state; one thread
+// calls it. Each step drafts blocks for the sequences that decode, verifies them together with
+// prompt chunks in one pass of the target, keeps what matches, and reports the new tokens.
 
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/sampler.h"
-#include "kv/page_pool.h"
+#include "engine/token_filter.h"
 #include "model/dflash.h"
 #include "model/target.h"
-#include "sched/step_plan.h"
+#include "sched/scheduler.h"
 #include "spec/draft_length.h"
 
 namespace volley {
@@ -36,11 +38,13 @@ enum class DraftSampling {
 };
 
 struct EngineConfig {
-  int max_num_seqs = 1;    // sequences computed at the same time
-  int max_model_len = 0;   // positions of a sequence; 0: the checkpoint's limit, at most 8192
-  int max_queued = 64;     // requests waiting for a place
-  int prefill_chunk = 256; // most prompt rows of a sequence in one step
-  int page_size = 64;      // positions a KV page
+  int max_num_seqs = 1;      // sequences computed at the same time
+  int max_model_len = 0;     // positions of a sequence; 0: the checkpoint's limit, at most 8192
+  int max_queued = 64;       // requests waiting for a place
+  int prefill_chunk = 256;   // most prompt rows of a sequence in one step
+  int page_size = 64;        // positions a KV page
+  int64_t kv_positions = 0;  // positions all pages hold; 0: max_num_seqs * max_model_len
+  bool prefix_caching = true;
 
   Status validate() const;
 };
@@ -53,6 +57,16 @@ struct GenerationRequest {
   DraftPolicy draft;
   DraftSampling draft_sampling = DraftSampling::kCoupled;
   int prefill_chunk = 0;  // 0: the engine's
+  // The state before the first token of the answer; null: every token may come.
+  std::shared_ptr<const TokenFilter> filter;
+  int num_logprobs = -1;    // -1: none; otherwise the token's and this many of the most likely
+  int priority = 0;         // higher runs first
+  uint64_t cache_salt = 0;  // prefixes are shared only between requests of the same salt
+};
+
+struct TokenLogprobs {
+  float logprob = 0;                           // of the token, before penalties and temperature
+  std::vector<std::pair<int32_t, float>> top;  // the most likely tokens, best first
 };
 
 enum class FinishReason { kNone, kStop, kLength, kCancelled };
@@ -71,12 +85,12 @@ struct SpeculationStats {
   double acceptance_length() const;
 };
 
-enum class RequestId : uint64_t {};
-
 // New tokens of one request after a step. `tokens` lives until the next step.
 struct StepOutput {
   RequestId id{};
-  std::span<const int32_t> tokens;  // empty after a prompt chunk
+  std::span<const int32_t> tokens;          // empty after a prompt chunk
+  std::span<const TokenLogprobs> logprobs;  // one a token where asked for
+  int num_cached_tokens = 0;                // of the prompt, found in the prefix cache
   int num_drafted = 0;
   int num_accepted_drafts = 0;
   FinishReason finish = FinishReason::kNone;
@@ -100,16 +114,18 @@ class Engine {
   // sampling parameters, a full queue (kExhausted).
   Result<RequestId> submit(GenerationRequest request);
 
-  // One step for all sequences; empty when idle. Outputs live until the next step.
+  // One step for all sequences; empty when idle. Outputs live until the next step. A sequence whose
+  // pages were needed by a more urgent one goes back to the queue and goes on later, unchanged.
   std::span<const StepOutput> step();
 
   // The request ends at once; its pages are free when this returns. False if it is unknown.
   bool cancel(RequestId id);
 
-  bool idle() const { return sequences_.empty() && queue_.empty(); }
+  bool idle() const { return sequences_.empty(); }
   int max_model_len() const { return max_model_len_; }
   int block_size() const { return block_size_; }
-  const PagePool& pages() const { return pages_; }
+  // Counts of running and waiting requests, pages and preemptions.
+  const Scheduler& scheduler() const { return scheduler_; }
 
   // Statistics of a request that is live or ended in the last step; nullptr for others.
   const SpeculationStats* stats(RequestId id) const;
@@ -121,27 +137,33 @@ class Engine {
 
  private:
   struct Sequence;
-  struct Queued {
-    RequestId id;
-    GenerationRequest request;
+  struct Item {
+    Sequence* sequence;
+    PlannedItem plan;
   };
 
-  Engine(const EngineConfig& config, TargetModel& target, DflashDrafter* drafter, Ops& ops);
-  Status allocate();
+  Engine(const EngineConfig& config, const ModelLimits& limits, TargetModel& target,
+         DflashDrafter* drafter, Ops& ops);
+  Status allocate(const ModelLimits& limits);
+  Status check(const GenerationRequest& request) const;
   void calibrate();
-  void admit();
+  void calibrate_batch(int num_sequences, int draft_length, double deadline_s);
   int wanted_draft_length(Sequence& sequence);
   void plan();
+  void attach(Sequence& sequence);
+  void detach(Sequence& sequence);
   void inject_pending(Sequence& sequence);
   void draft_blocks();
   void propose(const TensorView& hidden);
+  void propose_from_logits(Item& item, int first_row);
+  std::span<const float> draft_logits_row(int row);
   void build_verify_batch();
   void verify();
   void collect_outputs();
-  void accept(Sequence& sequence, const StepItem& item, int first_row, int first_output);
+  void accept(Sequence& sequence, const PlannedItem& item, int first_row, int first_output);
+  void record(Sequence& sequence, const PlannedItem& item, int num_accepted, bool censored);
   void keep_target_hidden(Sequence& sequence, int first_row, int num_rows);
-  int32_t target_token(const Sequence& sequence, int output_idx, int64_t position);
-  void finish(Sequence& sequence, FinishReason reason);
+  int32_t target_token(Sequence& sequence, int output_idx, int64_t position);
   void remove_finished();
 
   EngineConfig config_;
@@ -152,17 +174,16 @@ class Engine {
   int block_size_ = 1;
   uint64_t next_id_ = 1;
 
-  PagePool pages_;
+  Scheduler scheduler_;
   std::unique_ptr<KvCache> target_kv_;
   std::unique_ptr<KvCache> draft_kv_;
-  std::vector<Queued> queue_;
-  std::vector<std::unique_ptr<Sequence>> sequences_;
-  std::vector<std::unique_ptr<Sequence>> finished_;  // this step's, for stats()
-  std::vector<Tensor> free_hidden_;  // pending target_hidden rows, one buffer a sequence
+  std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by RequestId
+  std::vector<std::unique_ptr<Sequence>> finished_;                    // this step's, for stats()
+  std::vector<Tensor> free_hidden_;  // pending target_hidden rows, one buffer a running sequence
 
   // One step's working state.
-  std::vector<SequenceState> states_;
-  std::vector<StepItem> items_;
+  std::vector<Item> items_;
+  int num_decoding_ = 0;
   RowBatch verify_rows_;
   RowBatch draft_rows_;
   RowBatch inject_rows_;
@@ -174,8 +195,8 @@ class Engine {
   Tensor logits_;         // [max_output_rows, vocab_size]
   Tensor draft_logits_;   // [max_output_rows, draft_vocab_size]
   Sampler sampler_;
-  std::unique_ptr<Sampler> draft_sampler_;
   std::vector<float> draft_row_;  // draft logits spread over the target's vocabulary
+  std::vector<uint32_t> mask_;    // [ceil(vocab_size / 32)]
   std::vector<StepOutput> outputs_;
 
   CostTable verify_cost_;

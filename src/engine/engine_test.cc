@@ -61,8 +61,8 @@ class EngineTest : public testing::Test {
     RandomWeights random(7);
     const ModelLimits limits = Engine::model_limits(config, target_config, &draft_config);
     target_ = *TargetModel::create(target_config, random.target(target_config), limits, *ops_);
-    drafter_ = *DflashDrafter::create(draft_config, random.drafter(draft_config), *target_, limits,
-                                      *ops_);
+    drafter_ =
+        *DflashDrafter::create(draft_config, random.drafter(draft_config), *target_, limits, *ops_);
     engine_ = *Engine::create(config, *target_, with_drafter ? drafter_.get() : nullptr, *ops_);
   }
 
@@ -76,11 +76,13 @@ class EngineTest : public testing::Test {
         Answer& answer = answers[output.id];
         answer.tokens.insert(answer.tokens.end(), output.tokens.begin(), output.tokens.end());
         answer.finish = output.finish;
+        num_cached_ = output.num_cached_tokens;
         if (const SpeculationStats* stats = engine_->stats(output.id)) stats_[output.id] = *stats;
       }
     }
     EXPECT_TRUE(engine_->idle());
-    EXPECT_EQ(engine_->pages().num_free(), engine_->pages().num_pages());
+    const KvPages& pages = engine_->scheduler().pages();
+    EXPECT_EQ(pages.num_available(), pages.num_pages());
     std::vector<Answer> ordered;
     for (const RequestId id : ids) ordered.push_back(answers[id]);
     return ordered;
@@ -91,6 +93,7 @@ class EngineTest : public testing::Test {
   std::unique_ptr<DflashDrafter> drafter_;
   std::unique_ptr<Engine> engine_;
   std::map<RequestId, SpeculationStats> stats_;
+  int num_cached_ = 0;
 };
 
 std::vector<int32_t> random_prompt(int length, int seed) {
@@ -166,7 +169,8 @@ TEST_F(EngineTest, StatisticsAddUp) {
 
 TEST_F(EngineTest, StopTokensEndTheAnswerInsideABlock) {
   const auto prompt = random_prompt(20, 2);
-  const auto whole = run({{.prompt_ids = prompt, .max_tokens = 40, .draft = DraftPolicy::off()}})[0];
+  const auto whole =
+      run({{.prompt_ids = prompt, .max_tokens = 40, .draft = DraftPolicy::off()}})[0];
   const int32_t stop = whole.tokens[17];
   const auto first = std::find(whole.tokens.begin(), whole.tokens.end(), stop);
   const std::vector<int32_t> expected(whole.tokens.begin(), first + 1);
@@ -209,8 +213,130 @@ TEST_F(EngineTest, CancelFreesItsPagesAndNobodyElses) {
       }
     }
     for (const int i : {0, 2, 3}) EXPECT_EQ(tokens[ids[i]], alone.tokens);
-    EXPECT_EQ(engine_->pages().num_free(), engine_->pages().num_pages());
+    const KvPages& pages = engine_->scheduler().pages();
+    EXPECT_EQ(pages.num_available(), pages.num_pages());
   }
+}
+
+// A prefix hit restores the target's and the drafter's KV together: same answer, same acceptance.
+TEST_F(EngineTest, PrefixHitsChangeNothingButTheWork) {
+  const auto prompt = random_prompt(150, 6);
+  for (const DraftPolicy& policy : {DraftPolicy::fixed(7), DraftPolicy::off(), DraftPolicy{}}) {
+    build({.max_num_seqs = 3, .prefill_chunk = 64, .page_size = 32});
+    const GenerationRequest request{.prompt_ids = prompt, .max_tokens = 40, .draft = policy};
+    const auto cold = run({request})[0];
+    const SpeculationStats cold_stats = stats_.rbegin()->second;
+    EXPECT_EQ(num_cached_, 0);
+    const auto warm = run({request})[0];
+    EXPECT_EQ(num_cached_, 128);
+    EXPECT_EQ(warm.tokens, cold.tokens);
+    if (policy.mode == DraftPolicy::Mode::kFixed) {
+      EXPECT_EQ(stats_.rbegin()->second.num_accepted_drafts, cold_stats.num_accepted_drafts);
+    }
+    // The answer is cached as well: a second turn finds it.
+    GenerationRequest second_turn = request;
+    second_turn.prompt_ids.insert(second_turn.prompt_ids.end(), cold.tokens.begin(),
+                                  cold.tokens.end());
+    const auto continued = run({second_turn})[0];
+    EXPECT_GE(num_cached_, 160);
+    build({.max_num_seqs = 1, .prefill_chunk = 16, .page_size = 64, .prefix_caching = false});
+    EXPECT_EQ(run({second_turn})[0].tokens, continued.tokens);
+    EXPECT_EQ(num_cached_, 0);
+  }
+}
+
+// What was cached while decoding plainly has no drafter KV, so a drafting request does not use it.
+TEST_F(EngineTest, PlainPagesAreNoHitForADraftingRequest) {
+  GenerationRequest request{
+      .prompt_ids = random_prompt(100, 8), .max_tokens = 20, .draft = DraftPolicy::off()};
+  const auto plain = run({request})[0];
+  request.draft = DraftPolicy::fixed(7);
+  EXPECT_EQ(run({request})[0].tokens, plain.tokens);
+  EXPECT_EQ(num_cached_, 0);
+  EXPECT_EQ(run({request})[0].tokens, plain.tokens);
+  EXPECT_EQ(num_cached_, 96);
+}
+
+// With pages for hardly more than one sequence, the others are preempted and come back unchanged.
+TEST_F(EngineTest, PreemptionChangesNothing) {
+  build({.max_num_seqs = 3,
+         .max_model_len = 256,
+         .prefill_chunk = 64,
+         .page_size = 32,
+         .kv_positions = 320});
+  std::vector<GenerationRequest> requests;
+  std::vector<Answer> alone;
+  for (int i = 0; i < 5; ++i) {
+    const GenerationRequest request{.prompt_ids = random_prompt(60, 20 + i),
+                                    .max_tokens = 150,
+                                    .sampling = {.temperature = i % 2 ? 1.0f : 0.0f, .seed = 5},
+                                    .draft = i % 3 ? DraftPolicy{} : DraftPolicy::fixed(5)};
+    alone.push_back(run({request})[0]);
+    requests.push_back(request);
+  }
+  const auto together = run(requests);
+  EXPECT_GT(engine_->scheduler().num_preemptions(), 0);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(together[i].tokens, alone[i].tokens) << i;
+}
+
+// Allows tokens whose id is congruent to the position modulo 3: a grammar with state.
+class ModuloFilter : public TokenFilter {
+ public:
+  void allowed(std::span<uint32_t> mask) const override {
+    std::fill(mask.begin(), mask.end(), 0u);
+    for (int token = state_; token < kVocab; token += 3) mask[token / 32] |= 1u << (token % 32);
+  }
+  void accept(int32_t token) override {
+    ASSERT_EQ(token % 3, state_);
+    state_ = (state_ + 1) % 3;
+  }
+  std::unique_ptr<TokenFilter> clone() const override {
+    return std::make_unique<ModuloFilter>(*this);
+  }
+
+ private:
+  int state_ = 0;
+};
+
+TEST_F(EngineTest, AGrammarAdvancesInsideTheBlock) {
+  for (const float temperature : {0.0f, 1.0f}) {
+    std::vector<std::vector<int32_t>> answers;
+    for (const DraftPolicy& policy : {DraftPolicy::off(), DraftPolicy::fixed(7), DraftPolicy{}}) {
+      answers.push_back(run({{.prompt_ids = random_prompt(20, 9),
+                              .max_tokens = 30,
+                              .sampling = {.temperature = temperature},
+                              .draft = policy,
+                              .filter = std::make_shared<ModuloFilter>()}})[0]
+                            .tokens);
+      for (int i = 0; i < 30; ++i) EXPECT_EQ(answers.back()[i] % 3, i % 3);
+    }
+    EXPECT_EQ(answers[1], answers[0]);
+    EXPECT_EQ(answers[2], answers[0]);
+  }
+}
+
+TEST_F(EngineTest, LogprobsComeWithEveryToken) {
+  std::vector<std::vector<float>> own;
+  for (const DraftPolicy& policy : {DraftPolicy::off(), DraftPolicy::fixed(7)}) {
+    ASSERT_TRUE(engine_->submit({.prompt_ids = random_prompt(20, 10),
+                                 .max_tokens = 12,
+                                 .draft = policy,
+                                 .num_logprobs = 3}));
+    own.emplace_back();
+    while (!engine_->idle()) {
+      for (const StepOutput& output : engine_->step()) {
+        ASSERT_EQ(output.logprobs.size(), output.tokens.size());
+        for (size_t i = 0; i < output.tokens.size(); ++i) {
+          ASSERT_EQ(output.logprobs[i].top.size(), 3u);
+          EXPECT_EQ(output.logprobs[i].top[0].first, output.tokens[i]);  // greedy
+          EXPECT_EQ(output.logprobs[i].top[0].second, output.logprobs[i].logprob);
+          own.back().push_back(output.logprobs[i].logprob);
+        }
+      }
+    }
+  }
+  EXPECT_EQ(own[0].size(), 12u);
+  EXPECT_EQ(own[1], own[0]);
 }
 
 TEST_F(EngineTest, WithoutADrafterItDecodesPlainly) {

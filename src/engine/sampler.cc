@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/philox.h"
+#include "engine/token_filter.h"
 
 namespace volley {
 namespace {
@@ -19,9 +20,9 @@ constexpr uint32_t kSamplingPurpose = 0x53414d50;
 
 PhiloxBlock noise_block(uint64_t seed, int64_t position, uint32_t token_group) {
   const auto p = static_cast<uint64_t>(position);
-  return philox4x32({token_group, static_cast<uint32_t>(p), static_cast<uint32_t>(p >> 32),
-                     kSamplingPurpose},
-                    {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return philox4x32(
+      {token_group, static_cast<uint32_t>(p), static_cast<uint32_t>(p >> 32), kSamplingPurpose},
+      {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
 }
 
 double gumbel_of_bits(uint32_t bits) {
@@ -76,6 +77,15 @@ double gumbel_noise(uint64_t seed, int64_t position, int32_t token) {
   return gumbel_of_bits(noise_block(seed, position, id / 4)[id % 4]);
 }
 
+double log_probability(std::span<const float> logits, int32_t token) {
+  const double top = logits[argmax(logits)];
+  double sum = 0;
+  for (const float logit : logits) {
+    if (!std::isnan(logit)) sum += std::exp(logit - top);
+  }
+  return logits[token] - top - std::log(sum);
+}
+
 int32_t argmax(std::span<const float> values) {
   float best = kNegInf;
   int32_t best_idx = 0;
@@ -88,12 +98,15 @@ int32_t argmax(std::span<const float> values) {
   return best_idx;
 }
 
-Sampler::Sampler(int64_t vocab_size) : edited_(vocab_size) { candidates_.reserve(vocab_size); }
+Sampler::Sampler(int64_t vocab_size) : edited_(vocab_size) {
+  candidates_.reserve(vocab_size);
+}
 
 int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& params,
-                        const TokenCounts* counts, int64_t position) {
+                        const TokenCounts* counts, int64_t position,
+                        std::span<const uint32_t> mask) {
   CHECK_EQ(logits.size(), edited_.size());
-  if (params.temperature == 0 && !params.edits_logits()) return argmax(logits);
+  if (params.temperature == 0 && !params.edits_logits() && mask.empty()) return argmax(logits);
 
   std::copy(logits.begin(), logits.end(), edited_.begin());
   for (const auto& [token, bias] : params.logit_bias) edited_[token] += bias;
@@ -106,17 +119,25 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& par
       }
     }
   }
-  if (params.temperature == 0) return argmax(edited_);
-
   for (float& logit : edited_) {
-    logit /= params.temperature;
+    if (params.temperature > 0) logit /= params.temperature;
     if (std::isnan(logit)) logit = kNegInf;
   }
+  if (!mask.empty()) {
+    for (size_t token = 0; token < edited_.size(); ++token) {
+      // At least the lowest finite number: an allowed token wins even if the model gives it -inf.
+      float& logit = edited_[token];
+      logit = mask_allows(mask, static_cast<int32_t>(token))
+                  ? std::max(logit, std::numeric_limits<float>::lowest())
+                  : kNegInf;
+    }
+  }
   const int32_t mode = argmax(edited_);
+  if (params.temperature == 0) return mode;
   const float threshold = truncation_threshold(edited_[mode], params);
 
-  // Gumbel-max over what is left, starting with the most likely token so that most others are out of
-  // reach of any noise.
+  // Gumbel-max over what is left, starting with the most likely token so that most others are out
+  // of reach of any noise.
   int32_t best_token = mode;
   double best = edited_[mode] + gumbel_noise(params.seed, position, mode);
   const auto vocab_size = static_cast<uint32_t>(edited_.size());
@@ -145,8 +166,8 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& par
   return best_token;
 }
 
-// Top-k, then top-p over what top-k left, then min-p, as in Transformers. Each keeps the tokens at or
-// above some logit, so together they are one threshold; tokens tied with the last one kept stay.
+// Top-k, then top-p over what top-k left, then min-p, as in Transformers. Each keeps the tokens at
+// or above some logit, so together they are one threshold; tokens tied with the last one kept stay.
 float Sampler::truncation_threshold(float max_logit, const SamplingParams& params) {
   float threshold = kNegInf;
   const bool use_top_k = params.top_k > 0 && params.top_k < static_cast<int32_t>(edited_.size());

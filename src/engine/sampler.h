@@ -58,18 +58,22 @@ class Sampler {
   explicit Sampler(int64_t vocab_size);
 
   // The token at `position`. `logits` [vocab_size]; NaN counts as -inf. `counts` may be null where
-  // no penalty is set. Drafts are proposed by the same call on the drafter's logits: the same noise
-  // makes drafter and target err in the same direction. Cost: a few passes over the vocabulary;
-  // noise is drawn only for tokens that could still win.
+  // no penalty is set. With a mask (engine/token_filter.h), only the tokens it allows. Drafts are
+  // proposed by the same call on the drafter's logits: the same noise makes drafter and target err
+  // in the same direction. Cost: a few passes over the vocabulary; noise is drawn only for tokens
+  // that could still win.
   int32_t sample(std::span<const float> logits, const SamplingParams& params,
-                 const TokenCounts* counts, int64_t position);
+                 const TokenCounts* counts, int64_t position, std::span<const uint32_t> mask = {});
 
  private:
   float truncation_threshold(float max_logit, const SamplingParams& params);
 
-  std::vector<float> edited_;  // logits after penalties and temperature
+  std::vector<float> edited_;                        // logits after penalties and temperature
   std::vector<std::pair<float, float>> candidates_;  // (logit, probability mass)
 };
+
+// log softmax(logits)[token], in double precision.
+double log_probability(std::span<const float> logits, int32_t token);
 
 // The lowest index of the largest value; NaN never wins; 0 when all are NaN.
 int32_t argmax(std::span<const float> values);

@@ -43,8 +43,8 @@ double chi_square_z(const std::vector<float>& logits, const SamplingParams& para
     }
   }
   if (pooled_expected >= 8) {
-    statistic += (pooled_count - pooled_expected) * (pooled_count - pooled_expected) /
-                 pooled_expected;
+    statistic +=
+        (pooled_count - pooled_expected) * (pooled_count - pooled_expected) / pooled_expected;
     ++bins;
   }
   const double freedom = bins - 1;
@@ -157,6 +157,25 @@ TEST(Sampler, NanAndInfinity) {
   EXPECT_EQ(sampler.sample(std::vector<float>{-inf, 0, -inf}, {.temperature = 1, .top_p = 0.5f},
                            nullptr, 9),
             1);
+}
+
+TEST(Sampler, MaskedTokensNeverWin) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  Sampler sampler(40);
+  const auto logits = random_logits(40, 3, 1);
+  for (int allowed = 0; allowed < 40; ++allowed) {
+    std::vector<uint32_t> mask(2, 0);
+    mask[allowed / 32] = 1u << (allowed % 32);
+    EXPECT_EQ(sampler.sample(logits, {}, nullptr, 3, mask), allowed);
+    EXPECT_EQ(sampler.sample(logits, {.temperature = 1}, nullptr, 3, mask), allowed);
+    EXPECT_EQ(sampler.sample(std::vector<float>(40, nan), {}, nullptr, 3, mask), allowed);
+  }
+}
+
+TEST(Sampler, LogProbability) {
+  const auto logits = random_logits(50, 2, 8);
+  const auto p = softmax(logits, 1);
+  for (int i = 0; i < 50; ++i) EXPECT_NEAR(log_probability(logits, i), std::log(p[i]), 1e-9);
 }
 
 TEST(SamplingParams, Validation) {

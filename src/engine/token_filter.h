@@ -6,8 +6,8 @@
 
 namespace volley {
 
-// Which tokens may come next: the state of a grammar along one sequence. The engine asks it at every
-// position of a block, so constrained decoding composes with drafting.
+// Which tokens may come next: the state of a grammar along one sequence. The engine asks it at
+// every position of a block, so constrained decoding composes with drafting.
 class TokenFilter {
  public:
   virtual ~TokenFilter() = default;

@@ -79,10 +79,9 @@ void DflashDrafter::inject(const RowBatch& rows, const TensorView& target_hidden
   }
 }
 
-// Keys before the anchor are context; the block's follow. A window of w reaches w - 1 positions back
-// and, where the block is bidirectional, as far forward.
-KeyRanges DflashDrafter::block_ranges(const RowBatch& rows,
-                                      const DraftLayerAttention& attention) {
+// Keys before the anchor are context; the block's follow. A window of w reaches w - 1 positions
+// back and, where the block is bidirectional, as far forward.
+KeyRanges DflashDrafter::block_ranges(const RowBatch& rows, const DraftLayerAttention& attention) {
   const auto positions = rows.positions();
   const auto sequences = rows.sequences();
   const int m = rows.num_rows();
@@ -96,8 +95,8 @@ KeyRanges DflashDrafter::block_ranges(const RowBatch& rows,
     const bool windowed = attention.window > 0;
     key_begin_[i] = windowed ? std::max(0, position - attention.window + 1) : 0;
     key_end_[i] = attention.causal_in_block ? position + 1
-                  : windowed   ? std::min(block_end, position + attention.window)
-                               : block_end;
+                  : windowed                ? std::min(block_end, position + attention.window)
+                                            : block_end;
   }
   return {std::span(key_begin_).first(m), std::span(key_end_).first(m)};
 }

@@ -24,9 +24,10 @@ class TargetModel {
   // Layer ids (0-based block outputs) whose outputs forward() writes to target_hidden.
   void set_taps(std::vector<int> layer_ids) { taps_ = std::move(layer_ids); }
 
-  // Runs `rows` through the model: their keys and values enter `kv`. Returns the final normed hidden
-  // states [output_rows.size(), hidden_size] of the named rows, valid until the next call. With
-  // target_hidden [num_rows, num_taps * hidden_size], the tapped layers' outputs are written there.
+  // Runs `rows` through the model: their keys and values enter `kv`. Returns the final normed
+  // hidden states [output_rows.size(), hidden_size] of the named rows, valid until the next call.
+  // With target_hidden [num_rows, num_taps * hidden_size], the tapped layers' outputs are written
+  // there.
   TensorView forward(const RowBatch& rows, std::span<const int32_t> output_rows, KvCache& kv,
                      const TensorView* target_hidden);
 

@@ -1,6 +1,7 @@
 #pragma once
 
-// What one step computes: a pure function of the sequences' state and the limits, in plain integers.
+// What one step computes: a pure function of the sequences' state and the limits, in plain
+// integers.
 
 #include <cstdint>
 #include <span>
@@ -8,8 +9,8 @@
 
 namespace volley {
 
-// A sequence as the planner sees it. Its tokens [num_computed, num_tokens) have not been through the
-// target; num_tokens - num_computed == 1 means that it decodes, more that it prefills.
+// A sequence as the planner sees it. Its tokens [num_computed, num_tokens) have not been through
+// the target; num_tokens - num_computed == 1 means that it decodes, more that it prefills.
 struct SequenceState {
   int64_t num_tokens = 0;
   int64_t num_computed = 0;

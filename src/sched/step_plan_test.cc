@@ -8,8 +8,9 @@ namespace volley {
 namespace {
 
 TEST(StepPlan, DecodesBeforeItPrefills) {
-  const std::vector<SequenceState> states{{.num_tokens = 100, .num_computed = 0, .prefill_chunk = 64},
-                                          {.num_tokens = 51, .num_computed = 50, .draft_length = 7}};
+  const std::vector<SequenceState> states{
+      {.num_tokens = 100, .num_computed = 0, .prefill_chunk = 64},
+      {.num_tokens = 51, .num_computed = 50, .draft_length = 7}};
   const auto plan = plan_step(states, {.max_rows = 40, .max_output_rows = 16});
   ASSERT_EQ(plan.size(), 2u);
   EXPECT_EQ(plan[0].sequence_idx, 1);

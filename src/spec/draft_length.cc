@@ -6,7 +6,9 @@
 
 namespace volley {
 
-CostTable::CostTable(int max_rows) : entries_(max_rows + 1) { CHECK_GT(max_rows, 0); }
+CostTable::CostTable(int max_rows) : entries_(max_rows + 1) {
+  CHECK_GT(max_rows, 0);
+}
 
 void CostTable::observe(int num_rows, double seconds) {
   if (num_rows <= 0 || num_rows >= static_cast<int>(entries_.size()) || !(seconds > 0)) return;
@@ -26,17 +28,22 @@ double CostTable::estimate(int num_rows) const {
   const int max_rows = static_cast<int>(entries_.size()) - 1;
   num_rows = std::clamp(num_rows, 1, max_rows);
   if (entries_[num_rows].count > 0) return entries_[num_rows].median;
-  int below = num_rows - 1;
-  while (below > 0 && entries_[below].count == 0) --below;
+  const auto known_below = [&](int rows) {
+    do --rows;
+    while (rows > 0 && entries_[rows].count == 0);
+    return rows;
+  };
   int above = num_rows + 1;
   while (above <= max_rows && entries_[above].count == 0) ++above;
-  const double low = below > 0 ? entries_[below].median : 0;
-  const double high = above <= max_rows ? entries_[above].median : 0;
-  if (below > 0 && above <= max_rows) {
-    const double t = double(num_rows - below) / (above - below);
-    return std::max(low, low + t * (high - low));
-  }
-  return below > 0 ? low : high;
+  const int below = known_below(num_rows);
+  if (below == 0) return above <= max_rows ? entries_[above].median : 0;
+  const double low = entries_[below].median;
+  // The line through the neighbours or, past the last one seen, through the last two.
+  const int first = above <= max_rows ? below : known_below(below);
+  const int second = above <= max_rows ? above : below;
+  if (first == 0) return low;
+  const double slope = (entries_[second].median - entries_[first].median) / (second - first);
+  return low + std::max(0.0, slope) * (num_rows - below);
 }
 
 SurvivalEstimate::SurvivalEstimate(int max_length, double memory_cycles)
@@ -79,14 +86,14 @@ DraftLengthChooser::DraftLengthChooser(const DraftLengthConfig& config,
   survival_.start_from(prior, 6);
 }
 
-int DraftLengthChooser::choose(int max_length, const CostTable& draft_cost,
+int DraftLengthChooser::choose(int max_length, int num_sequences, const CostTable& draft_cost,
                                const CostTable& verify_cost) {
   max_length = std::min(max_length, config_.max_length);
   probing_ = false;
   if (max_length <= 0) return 0;
   if (!draft_cost.known() || !verify_cost.known()) return max_length;  // measure first
 
-  const double plain_rate = 1 / verify_cost.estimate(1);
+  const double plain_rate = 1 / verify_cost.estimate(num_sequences);
   int best = 0;
   double best_rate = plain_rate * (1 + config_.margin);
   double survival = 1;
@@ -94,7 +101,8 @@ int DraftLengthChooser::choose(int max_length, const CostTable& draft_cost,
   for (int n = 1; n <= max_length; ++n) {
     survival *= survival_.conditional(n);
     tokens += survival;
-    const double rate = tokens / (draft_cost.estimate(1 + n) + verify_cost.estimate(1 + n));
+    const int rows = num_sequences * (1 + n);
+    const double rate = tokens / (draft_cost.estimate(rows) + verify_cost.estimate(rows));
     if (rate > best_rate) {
       best_rate = rate;
       best = n;

@@ -1,9 +1,10 @@
 #pragma once
 
 // How many tokens to draft (law 2). A cycle that drafts n tokens yields 1 + sum_{i<=n} survival_i
-// tokens, survival_i being the chance that drafts 1..i all match, and costs draft(n) + verify(1 + n)
-// seconds; plain decoding yields one token for verify(1). The chooser picks the n, zero included,
-// with the most tokens per second. It is a pure function of the outcomes and costs it was told.
+// tokens, survival_i being the chance that drafts 1..i all match, and costs draft(n) + verify(1 +
+// n) seconds; plain decoding yields one token for verify(1). The chooser picks the n, zero
+// included, with the most tokens per second. It is a pure function of the outcomes and costs it was
+// told.
 
 #include <cstdint>
 #include <span>
@@ -13,8 +14,8 @@ namespace volley {
 
 inline constexpr int kMaxDraftLength = 63;
 
-// Running medians of what passes cost on this machine, by number of rows. Rows never seen are
-// interpolated between neighbours; costs never fall with more rows.
+// Running medians of what passes cost on this machine, by number of rows. Between rows that were
+// seen costs are interpolated, beyond them extrapolated; they never fall with more rows.
 class CostTable {
  public:
   explicit CostTable(int max_rows);
@@ -58,7 +59,7 @@ class SurvivalEstimate {
 };
 
 struct DraftLengthConfig {
-  int max_length = 15;        // block size - 1
+  int max_length = 15;         // block size - 1
   int first_probe_after = 12;  // plain steps before drafting is tried again
   int max_probe_after = 256;   // each failed probe doubles the pause up to this
   double margin = 0.03;        // drafting must promise this much more than plain decoding
@@ -70,7 +71,10 @@ class DraftLengthChooser {
   DraftLengthChooser(const DraftLengthConfig& config, const SurvivalEstimate& prior);
 
   // The length to draft next, 0 for plain decoding. `max_length` bounds it for this step.
-  int choose(int max_length, const CostTable& draft_cost, const CostTable& verify_cost);
+  // num_sequences decode in this step; the cost of n drafts is judged as if all drafted n, so that
+  // where rows are dear, in large batches, drafts get shorter for everyone.
+  int choose(int max_length, int num_sequences, const CostTable& draft_cost,
+             const CostTable& verify_cost);
   void observe(int drafted, int accepted, bool censored);
 
   const SurvivalEstimate& survival() const { return survival_; }
@@ -78,7 +82,7 @@ class DraftLengthChooser {
  private:
   DraftLengthConfig config_;
   SurvivalEstimate survival_;
-  int plain_steps_ = 0;   // since the last draft
+  int plain_steps_ = 0;  // since the last draft
   int probe_after_;
   bool probing_ = false;  // the last choice was a probe
 };

@@ -17,6 +17,14 @@ TEST(CostTable, MedianIgnoresSpikesAndInterpolates) {
   EXPECT_DOUBLE_EQ(costs.estimate(6), 1.5);
 }
 
+TEST(CostTable, ExtrapolatesTheLastSlope) {
+  CostTable costs(64);
+  costs.observe(16, 2.0);
+  EXPECT_DOUBLE_EQ(costs.estimate(64), 2.0);
+  costs.observe(32, 4.0);
+  EXPECT_DOUBLE_EQ(costs.estimate(64), 8.0);
+}
+
 TEST(SurvivalEstimate, LearnsAConditionalShare) {
   SurvivalEstimate survival(15);
   for (int i = 0; i < 300; ++i) survival.observe(15, i % 2 == 0 ? 0 : 2);
@@ -25,8 +33,8 @@ TEST(SurvivalEstimate, LearnsAConditionalShare) {
   EXPECT_NEAR(survival.conditional(3), 0.0, 0.01);
 }
 
-// One simulated sequence: each draft survives with probability `share`; returns the speed relative to
-// plain decoding, costs in units of a plain step.
+// One simulated sequence: each draft survives with probability `share`; returns the speed relative
+// to plain decoding, costs in units of a plain step.
 double simulated_speed(double share, double draft_cost, double verify_slope, int seed,
                        int num_tokens = 4000) {
   std::mt19937 rng(seed);
@@ -44,7 +52,7 @@ double simulated_speed(double share, double draft_cost, double verify_slope, int
   double seconds = 0;
   int tokens = 0;
   while (tokens < num_tokens) {
-    const int n = chooser.choose(15, draft, verify);
+    const int n = chooser.choose(15, 1, draft, verify);
     int accepted = 0;
     while (accepted < n && uniform(rng) < share) ++accepted;
     seconds += (n > 0 ? draft_cost : 0) + 1 + verify_slope * n;
@@ -80,16 +88,33 @@ TEST(DraftLengthChooser, ComesBackWhenDraftsBecomeGood) {
   SurvivalEstimate prior(15);
   DraftLengthChooser chooser({}, prior);
   for (int i = 0; i < 500; ++i) {
-    const int n = chooser.choose(15, draft, verify);
+    const int n = chooser.choose(15, 1, draft, verify);
     chooser.observe(n, 0, false);
   }
   int drafted_steps = 0;
   for (int i = 0; i < 800; ++i) {
-    const int n = chooser.choose(15, draft, verify);
+    const int n = chooser.choose(15, 1, draft, verify);
     chooser.observe(n, n, false);
     drafted_steps += n > 0;
   }
   EXPECT_GT(drafted_steps, 300);
+}
+
+// The same survival at a batch where every row costs: drafts shorten, then stop.
+TEST(DraftLengthChooser, DraftsLessInLargeBatches) {
+  CostTable draft(1024);
+  CostTable verify(1024);
+  for (int rows = 1; rows <= 1024; rows *= 2) {
+    verify.observe(rows, 1.0 + rows / 64.0);  // flat, then bound by compute
+    draft.observe(rows, 0.3 + rows / 300.0);
+  }
+  SurvivalEstimate prior(15);
+  for (int i = 0; i < 100; ++i) prior.observe(15, i % 4);
+  DraftLengthChooser chooser({}, prior);
+  const int alone = chooser.choose(15, 1, draft, verify);
+  const int together = chooser.choose(15, 64, draft, verify);
+  EXPECT_GT(alone, 1);
+  EXPECT_LT(together, alone);
 }
 
 TEST(DraftLengthChooser, RespectsTheStepsBound) {
@@ -100,8 +125,8 @@ TEST(DraftLengthChooser, RespectsTheStepsBound) {
   verify.observe(16, 1.0);
   SurvivalEstimate prior(15);
   DraftLengthChooser chooser({}, prior);
-  EXPECT_EQ(chooser.choose(0, draft, verify), 0);
-  EXPECT_LE(chooser.choose(3, draft, verify), 3);
+  EXPECT_EQ(chooser.choose(0, 1, draft, verify), 0);
+  EXPECT_LE(chooser.choose(3, 1, draft, verify), 3);
 }
 
 }  // namespace
