@@ -105,7 +105,7 @@ def save_fp8(model, folder):
     write_json(folder / "config.json", config)
 
 
-def make_target(folder, config, dtype, seed, edit=None, shard=None, taps=(0, 1)):
+def make_target(folder, config, dtype, seed, edit=None, shard=None, taps=(0,)):
     """Writes a target and its golden.safetensors; returns the float32 model that Transformers loads from it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -153,6 +153,7 @@ def sequence(model, prompt_length, num_greedy, taps, generator):
         out = model(ids, output_hidden_states=True)
         varied = len(set(ids[0, prompt_length:].tolist())) >= num_greedy // 2  # not caught in a short cycle
         if varied and margins(out.logits[0, prompt_length - 1:-1]).min() >= MIN_MARGIN:
+            assert max(taps) + 2 < len(out.hidden_states)  # Transformers' last one is behind the final norm
             hidden = torch.cat([out.hidden_states[tap + 1][0] for tap in taps], -1)
             return ids[0], out.logits[0].clone(), hidden.clone()
 
@@ -272,7 +273,7 @@ def make_all(out):
         Qwen2Config(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
                     num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
                     tie_word_embeddings=True, use_sliding_window=True, sliding_window=24, max_window_layers=1),
-        torch.bfloat16, seed=5)
+        torch.bfloat16, seed=5, taps=(0, 1))
 
     generator = torch.Generator().manual_seed(6)
     config = z_lab_config({"mask_token_id": 3, "target_layer_ids": [0, 2]}, block_size=8,

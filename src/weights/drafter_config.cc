@@ -344,8 +344,11 @@ DrafterFit drafter_fit(const TargetConfig& target, const DrafterConfig& drafter)
   }
   const int last_tap = drafter.taps.empty() ? 0 : drafter.taps.back();
   fit.checks.push_back({"taps", last_tap < target.num_layers,
-                        fmt::format("the drafter taps layers {} of the target's {}",
-                                    fmt::join(drafter.taps, ", "), target.num_layers)});
+                        fmt::format("the drafter taps layers {} of the target's {}{}",
+                                    fmt::join(drafter.taps, ", "), target.num_layers,
+                                    last_tap == target.num_layers - 1
+                                        ? "; of the last one the state before the final norm"
+                                        : "")});
   fit.checks.push_back({"mask token", drafter.mask_token_id < target.vocab_size,
                         fmt::format("mask_token_id {} in the target's vocabulary of {}",
                                     drafter.mask_token_id, target.vocab_size)});
