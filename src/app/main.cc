@@ -1,0 +1,81 @@
+// The program: arguments in, exit code out.
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+
+#include "app/commands.h"
+#include "app/options.h"
+#include "base/log.h"
+
+namespace volley {
+namespace {
+
+LogLevel log_level(const Options& options) {
+  if (options.output.quiet) return LogLevel::kOff;
+  if (options.output.verbose) return LogLevel::kDebug;
+  // A single answer should be readable with stderr on the same screen.
+  const bool talks = options.verb == Verb::kGenerate || options.verb == Verb::kChat ||
+                     options.verb == Verb::kInspect || options.verb == Verb::kTokenize;
+  return talks ? LogLevel::kWarning : LogLevel::kInfo;
+}
+
+Result<int> run(const Options& options) {
+  switch (options.verb) {
+    case Verb::kHelp:
+      std::fputs(options.help.c_str(), stdout);
+      return kExitOk;
+    case Verb::kGenerate:
+      return run_generate(options);
+    case Verb::kChat:
+      return run_chat(options);
+    case Verb::kBench:
+      return run_bench(options);
+    case Verb::kSameAnswer:
+      return run_same_answer(options);
+    case Verb::kDemo:
+      return run_demo(options);
+    case Verb::kInspect:
+      return run_inspect(options);
+    case Verb::kTokenize:
+      return run_tokenize(options);
+  }
+  return kExitFailed;
+}
+
+int report(const Error& error) {
+  std::fflush(stdout);
+  fmt::print(stderr, "volley: {}\n", error.message);
+  return exit_code_of(error);
+}
+
+int run_program(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is a failed write, not a death
+  const auto options = parse_options(std::vector<std::string>(argv + 1, argv + argc));
+  if (!options) return report(options.error());
+  set_log_level(log_level(*options));
+  const auto code = run(*options);
+  if (!code) return report(code.error());
+  if (std::fflush(stdout) != 0) {
+    return report({ErrorKind::kIo, "standard output could not be written"});
+  }
+  return *code;
+}
+
+}  // namespace
+
+int exit_code_of(const Error& error) {
+  return error.kind == ErrorKind::kIo ? kExitFailed : kExitBadInput;
+}
+
+}  // namespace volley
+
+int main(int argc, char** argv) {
+  try {
+    return volley::run_program(argc, argv);
+  } catch (const std::exception& error) {
+    // Out of memory, most likely: our own code does not throw.
+    fmt::print(stderr, "volley: failed: {}\n", error.what());
+    return volley::kExitFailed;
+  }
+}
