@@ -74,6 +74,32 @@ def nfc_sets():
     return unsafe, base - unsafe
 
 
+def young_categories():
+    """{code point: general category} for what Unicode 14 does not assign and the package does.
+
+    The regex library that runs unknown patterns may follow Unicode 14, so it is told about these.
+    """
+    assert unicodedata.unidata_version <= "14.0.0", "run with Python 3.11 or older"
+    out = {}
+    for category in "Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So".split():
+        for c in matching(r"\p{%s}" % category):
+            if unicodedata.category(chr(c)) == "Cn":
+                out[c] = category
+    return out
+
+
+def emit_young(categories):
+    rows = []
+    for category in sorted(set(categories.values())):
+        points = [c for c, k in categories.items() if k == category]
+        rows += [(a, b, category) for a, b in ranges(points)]
+    print("const CategoryRange kYoung[] = {")
+    for i in range(0, len(rows), 4):
+        print("    " + " ".join(f'{{0x{a:X}, 0x{b:X}, "{k}"}},' for a, b, k in rows[i : i + 4]))
+    print("};")
+    print(f"const size_t kYoungCount = {len(rows)};\n")
+
+
 def ranges(points):
     out = []
     for c in sorted(points):
@@ -113,6 +139,7 @@ def main():
     emit("kWord", word())
     emit("kNfcUnsafe", unsafe)
     emit("kNfcBase", base)
+    emit_young(young_categories())
     print("}  // namespace volley::unicode_tables")
 
 

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "text/unicode.h"
+#include "text/unicode_tables.h"
 
 namespace volley {
 namespace {
@@ -18,8 +19,6 @@ constexpr size_t kMaxPatternBytes = 16384;
 constexpr uint32_t kMatchLimit = 20'000'000;
 constexpr uint32_t kHeapLimitKiB = 64 << 10;
 constexpr size_t kJitStackBytes = size_t{1} << 20;
-// \w as Oniguruma has it; PCRE2's leaves marks out.
-constexpr std::string_view kWordClass = R"(\p{L}\p{M}\p{Nd}\p{Pc})";
 
 struct FreeCode {
   void operator()(pcre2_code* p) const { pcre2_code_free(p); }
@@ -36,6 +35,32 @@ struct FreeCompileContext {
 struct FreeJitStack {
   void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
 };
+
+// \s as Oniguruma has it; PCRE2's takes U+180E in.
+constexpr std::string_view kSpaceClass =
+    R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
+
+// The code points of a general category ("L", "Nd") that PCRE2's Unicode version may not know, as
+// class ranges.
+std::string young_ranges(std::string_view category) {
+  std::string out;
+  for (size_t i = 0; i < unicode_tables::kYoungCount; ++i) {
+    const unicode_tables::CategoryRange& range = unicode_tables::kYoung[i];
+    if (!std::string_view(range.category).starts_with(category)) continue;
+    out += fmt::format("\\x{{{:x}}}-\\x{{{:x}}}", range.first, range.last);
+  }
+  return out;
+}
+
+// The inside of a class that matches the category.
+std::string category_class(std::string_view category) {
+  return fmt::format("\\p{{{}}}{}", category, young_ranges(category));
+}
+
+// \w as Oniguruma has it; PCRE2's leaves marks out.
+std::string word_class() {
+  return category_class("L") + category_class("M") + category_class("Nd") + category_class("Pc");
+}
 
 // Rewrites an Oniguruma pattern for PCRE2 and refuses what the two read differently.
 class PatternTranslator {
@@ -75,25 +100,24 @@ class PatternTranslator {
   Status escape(bool in_class) {
     if (pos_ + 1 >= in_.size()) return refuse("a backslash at the end");
     const char c = in_[pos_ + 1];
-    if (c == 'w') {
-      out_ += in_class ? std::string(kWordClass) : fmt::format("[{}]", kWordClass);
+    if (c == 'w' || (c == 'W' && !in_class)) {
+      put_class(word_class(), c == 'W', in_class);
       pos_ += 2;
-    } else if (c == 'W' && !in_class) {
-      out_ += fmt::format("[^{}]", kWordClass);
+    } else if (c == 's' || (c == 'S' && !in_class)) {
+      put_class(kSpaceClass, c == 'S', in_class);
+      pos_ += 2;
+    } else if (c == 'd' || (c == 'D' && !in_class)) {
+      put_class(category_class("Nd"), c == 'D', in_class);
       pos_ += 2;
     } else if (c == 'p' || c == 'P') {
-      const size_t close = in_.find('}', pos_);
-      if (!in_.substr(pos_ + 2).starts_with('{') || close == std::string_view::npos) {
-        return refuse("\\p without {name}");
-      }
-      copy(close + 1 - pos_);
+      return property(c == 'P', in_class);
     } else if (c == 'x') {
       const size_t close = in_.find('}', pos_);
       if (!in_.substr(pos_ + 2).starts_with('{') || close == std::string_view::npos) {
         return refuse("\\x without {digits}");
       }
       copy(close + 1 - pos_);
-    } else if (std::string_view("sSdDrntf").find(c) != std::string_view::npos ||
+    } else if (std::string_view("SDrntf").find(c) != std::string_view::npos ||
                std::string_view(R"(!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~ )").find(c) !=
                    std::string_view::npos) {
       copy(2);
@@ -101,6 +125,28 @@ class PatternTranslator {
       return refuse(fmt::format("\\{}", c >= ' ' && c <= '~' ? c : '?'));
     }
     return {};
+  }
+
+  // \p{name} or \P{name}. Scripts and other properties follow PCRE2's Unicode version.
+  Status property(bool negated, bool in_class) {
+    const size_t close = in_.find('}', pos_);
+    if (!in_.substr(pos_ + 2).starts_with('{') || close == std::string_view::npos) {
+      return refuse("\\p without {name}");
+    }
+    const std::string_view name = in_.substr(pos_ + 3, close - pos_ - 3);
+    const bool is_category = !name.empty() && name.size() <= 2 &&
+                             std::string_view("LMNPS").find(name[0]) != std::string_view::npos;
+    if (!is_category || young_ranges(name).empty() || (negated && in_class)) {
+      copy(close + 1 - pos_);
+    } else {
+      put_class(category_class(name), negated, in_class);
+      pos_ = close + 1;
+    }
+    return {};
+  }
+
+  void put_class(std::string_view inside, bool negated, bool in_class) {
+    out_ += in_class ? std::string(inside) : fmt::format("[{}{}]", negated ? "^" : "", inside);
   }
 
   Status char_class() {

@@ -7,6 +7,11 @@
 namespace volley {
 namespace {
 
+struct TextRun {
+  size_t begin = 0;
+  size_t end = 0;
+};
+
 uint8_t flags_at(std::string_view text, size_t i) {
   return CodePointTable::instance().flags(decode_valid_utf8(text.data() + i).code_point);
 }
@@ -81,6 +86,9 @@ AddedTokenMatcher::Match AddedTokenMatcher::longest_match(std::string_view text)
 void AddedTokenMatcher::split(std::string_view text, bool parse_special,
                               std::vector<AddedSpan>& out) const {
   size_t covered = 0;
+  // The last run of spaces that rstrip measured. Tokens inside it reuse its end: measuring again
+  // would take quadratic time for a token that is itself a space.
+  TextRun spaces;
   for (size_t i = 0; i < text.size();) {
     if (!starts_token_[static_cast<uint8_t>(text[i])]) {
       ++i;
@@ -98,7 +106,10 @@ void AddedTokenMatcher::split(std::string_view text, bool parse_special,
     if (token.special && !parse_special) continue;
     if (token.single_word && !stands_alone(text, begin, end)) continue;
     if (token.lstrip) begin = skip_spaces_left(text, begin, covered);
-    if (token.rstrip) end = skip_spaces_right(text, end);
+    if (token.rstrip) {
+      if (end < spaces.begin || end > spaces.end) spaces = {end, skip_spaces_right(text, end)};
+      end = spaces.end;
+    }
     if (covered < begin) out.push_back({covered, begin, -1});
     out.push_back({begin, end, token.id});
     covered = end;

@@ -49,8 +49,8 @@ TEST(Tokenizer, EqualsTheGoldensOfThePackage) {
     const bool special = set["special"];
     const auto tokenizer = Tokenizer::load(path);
     ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-    ASSERT_GE(set["ids"].size() + 1, texts.size());
-    for (size_t i = 0; i < set["ids"].size(); ++i) {
+    ASSERT_EQ(set["ids"].size(), texts.size());
+    for (size_t i = 0; i < texts.size(); ++i) {
       const Ids ids =
           tokenizer->encode(texts[i], {.add_special_tokens = special, .parse_special = special});
       EXPECT_EQ(ids, set["ids"][i].get<Ids>()) << path << ": " << texts[i];
@@ -141,6 +141,17 @@ TEST(Tokenizer, MegabytesOfOneCharacterAreQuick) {
     EXPECT_FALSE(t->encode(text).empty());
     EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10)) << unit;
   }
+}
+
+TEST(Tokenizer, StrippingTokensTakeNoQuadraticTime) {
+  Json json = small_tokenizer();
+  add_token(json, " ", {.lstrip = true, .rstrip = true});
+  add_token(json, "xx", {.single_word = true, .lstrip = true});
+  const auto t = from(json);
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(t->encode(std::string(500'000, ' ')).size(), 500'000u);
+  EXPECT_FALSE(t->encode(std::string(500'000, 'x')).empty());
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
 }
 
 TEST(Tokenizer, EncodesFromManyThreads) {
