@@ -111,7 +111,8 @@ void AddedTokenMatcher::split(std::string_view text, bool parse_special,
       end = spaces.end;
     }
     if (covered < begin) out.push_back({covered, begin, -1});
-    out.push_back({begin, end, token.id});
+    // Nothing is left of a token whose spaces an earlier one has taken: `tokenizers` drops it.
+    if (begin < end) out.push_back({begin, end, token.id});
     covered = end;
   }
   if (covered != text.size()) out.push_back({covered, text.size(), -1});

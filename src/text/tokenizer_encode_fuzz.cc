@@ -55,19 +55,18 @@ const Tokenizer& decorated() {
 // A pattern that runs on PCRE2, between other stages.
 const Tokenizer& staged() {
   static const Tokenizer tokenizer = [] {
-  Json json = small_tokenizer();
-  json["normalizer"] = nullptr;
-    json["pre_tokenizer"] = Json::parse(R"({"type":"Sequence","pretokenizers":[
-        {"type":"Digits","individual_digits":false},
-        {"type":"Split","pattern":{"Regex":"\\w*|[^\\p{Lu}]+?(?=\\s|$)"},"behavior":"MergedWithNext","invert":false},
-        {"type":"Split","pattern":{"String":"ab"},"behavior":"Contiguous","invert":true},
-        {"type":"ByteLevel","add_prefix_space":false,"use_regex":true}]
-})");
+    Json json = small_tokenizer();
+    json["normalizer"] = nullptr;
+    json["pre_tokenizer"] = Json::parse(R"json({"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": false},
+        {"type": "Split", "pattern": {"Regex": "\\w*|[^\\p{Lu}]+?(?=\\s|$)"},
+         "behavior": "MergedWithNext", "invert": false},
+        {"type": "Split", "pattern": {"String": "ab"}, "behavior": "Contiguous", "invert": true},
+        {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true}]})json");
     json["model"]["ignore_merges"] = true;
-return make(json);
-}
-();
-return tokenizer;
+    return make(json);
+  }();
+  return tokenizer;
 }
 
 void check_detokenizer(const Tokenizer& tokenizer, const std::vector<int32_t>& ids) {

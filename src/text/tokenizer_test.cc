@@ -143,9 +143,24 @@ TEST(Tokenizer, MegabytesOfOneCharacterAreQuick) {
   }
 }
 
+// The counts are those of the package.
+TEST(Tokenizer, TokensThatAreSpacesAndStripSpaces) {
+  const auto count = [](testing_text::AddedFlags flags, std::string_view text) {
+    Json json = small_tokenizer();
+    add_token(json, " ", flags);
+    return from(json)->encode(text).size();
+  };
+  const std::string spaces(500, ' ');
+  EXPECT_EQ(count({.lstrip = true, .rstrip = true}, spaces), 1u);
+  EXPECT_EQ(count({.lstrip = true, .rstrip = true}, "x   y  x"), 5u);
+  EXPECT_EQ(count({.rstrip = true}, spaces), 500u);
+  EXPECT_EQ(count({.rstrip = true}, "x   y  x"), 8u);
+  EXPECT_EQ(count({.lstrip = true}, "x   y  x"), 8u);
+}
+
 TEST(Tokenizer, StrippingTokensTakeNoQuadraticTime) {
   Json json = small_tokenizer();
-  add_token(json, " ", {.lstrip = true, .rstrip = true});
+  add_token(json, " ", {.rstrip = true});
   add_token(json, "xx", {.single_word = true, .lstrip = true});
   const auto t = from(json);
   const auto start = std::chrono::steady_clock::now();
