@@ -8,7 +8,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 
 FP8_MAX = 448.0
 FP8_TILE = 128
@@ -68,9 +68,13 @@ class Linear(nn.Module):
     def __init__(self, num_in, num_out, std=0.02):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_out, num_in) * std)
+        self.rounded = True
+
+    def effective(self):
+        return fp8_round(self.weight) if self.rounded else self.weight
 
     def forward(self, x):
-        return F.linear(x, fp8_round(self.weight).to(x.dtype))
+        return F.linear(x, self.effective().to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -97,6 +101,15 @@ def rope(x, cos, sin):
     """x [B, heads, L, head_dim]; cos, sin broadcast to [B, 1, L, head_dim / 2]."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def attend(q, k, v, mask):
+    """mask: a BlockMask (training on a GPU) or a dense bool mask (evaluation, CPU)."""
+    if isinstance(mask, BlockMask):
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class Attention(nn.Module):
@@ -163,15 +176,14 @@ class Target(nn.Module):
     def head(self, hidden):
         return F.linear(hidden, self.embed_tokens.weight.bfloat16())
 
-    def forward(self, tokens, block_mask):
+    def forward(self, tokens, mask):
         """tokens [B, L] -> final hidden [B, L, H], taps [B, L, n * H]."""
         angles = rope_table(self.config, torch.arange(tokens.shape[1], device=tokens.device))
         x = self.embed(tokens)
         taps = []
         for idx, layer in enumerate(self.layers):
             h, attn = layer.input_layernorm(x), layer.self_attn
-            heads = flex_attention(attn.queries(h, angles), attn.keys(h, angles), attn.values(h),
-                                   block_mask=block_mask, enable_gqa=True)
+            heads = attend(attn.queries(h, angles), attn.keys(h, angles), attn.values(h), mask)
             x = x + attn.merge(heads)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
             if idx in self.config.taps:
@@ -191,7 +203,7 @@ class Drafter(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_draft_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, target, taps, anchor_tokens, anchors, block_mask):
+    def forward(self, target, taps, anchor_tokens, anchors, mask):
         """taps [B, L, n*H], anchor_tokens and anchors (positions) [B, A] -> hidden [B, A, S, H]."""
         config = self.config
         rows, num_anchors = anchors.shape
@@ -209,7 +221,7 @@ class Drafter(nn.Module):
             h, attn = layer.input_layernorm(x), layer.self_attn
             keys = torch.cat((attn.keys(context, context_angles), attn.keys(h, angles)), dim=2)
             values = torch.cat((attn.values(context), attn.values(h)), dim=2)
-            heads = flex_attention(attn.queries(h, angles), keys, values, block_mask=block_mask, enable_gqa=True)
+            heads = attend(attn.queries(h, angles), keys, values, mask)
             x = x + attn.merge(heads)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return self.norm(x).unflatten(1, (num_anchors, config.draft_block))
@@ -235,7 +247,7 @@ def draft_mask_mod(doc, anchors, length, size):
     def allowed(b, h, q, k):
         block = q // size
         anchor = anchors[b, block]
-        position = torch.minimum(k, torch.full_like(k, length - 1))
+        position = k.clamp(max=length - 1)
         context = (k < length) & (k < anchor) & (doc[b, position] == doc[b, anchor])
         return context | ((k >= length) & ((k - length) // size == block))
 
@@ -256,3 +268,24 @@ def block_labels(tokens, doc, anchors, size):
 def position_weights(size, gamma, device):
     """exp(-(k-1)/gamma) for k = 1..S-1 (DFlash, section on training)."""
     return torch.exp(-torch.arange(size - 1, device=device) / gamma)
+
+
+def settle(module):
+    """Rounds to bf16 what the checkpoint stores in bf16 (embedding and norms), before anything is generated."""
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if p.ndim == 1 or "embed_tokens" in name:
+                p.copy_(p.bfloat16().float())
+
+
+_compiled_block_mask = None
+
+
+def build_mask(mod, rows, num_queries, num_keys, device, sparse):
+    """A BlockMask where flex attention will be compiled, else the same mask dense."""
+    global _compiled_block_mask
+    if not sparse:
+        return create_mask(mod, rows, 1, num_queries, num_keys, device=device)
+    if _compiled_block_mask is None:
+        _compiled_block_mask = torch.compile(create_block_mask, dynamic=False)
+    return _compiled_block_mask(mod, rows, 1, num_queries, num_keys, device=device)

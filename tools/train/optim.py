@@ -75,7 +75,7 @@ class Clock:
     """Trains until `seconds` of wall time are spent. Every rank follows rank 0's clock."""
 
     def __init__(self, seconds, device):
-        self.seconds, self.device, self.start = seconds, device, time.time()
+        self.seconds, self.device, self.start = max(seconds, 10.0), device, time.time()
 
     def progress(self):
         now = torch.tensor([(time.time() - self.start) / self.seconds], device=self.device)
