@@ -74,7 +74,7 @@ class CpuOps final : public Ops {
  public:
   CpuOps(std::string_view name, const cpu::KernelTable& kernels, int num_threads)
       : name_(name), kernels_(kernels), pool_(num_threads) {
-    best_.resize(static_cast<size_t>(num_threads * kMaxRowsPerPass));
+    scratch_ = std::make_unique<cpu::ThreadScratch[]>(static_cast<size_t>(num_threads));
     blocks_.reserve(kReservedBlocks);
   }
 
@@ -185,7 +185,8 @@ class CpuOps final : public Ops {
     for (int64_t first = 0; first < a.rows; first += kMaxRowsPerPass) {
       const int64_t count = std::min(kMaxRowsPerPass, a.rows - first);
       for (int thread_idx = 0; thread_idx < pool_.num_threads(); ++thread_idx) {
-        for (ArgmaxState& state : thread_best(thread_idx).first(static_cast<size_t>(count))) {
+        for (int64_t row = 0; row < count; ++row) {
+          ArgmaxState& state = scratch_[thread_idx].best[row];
           std::fill_n(state.values, 16, -kInfinity);
           std::fill_n(state.columns, 16, kInfinity);
         }
@@ -319,7 +320,7 @@ class CpuOps final : public Ops {
     task.num_rows = a.rows;
     const int64_t min_panels = std::max<int64_t>(1, kSerialWeights / task.panel_size);
     pool_.split(matrix.panels.num_panels, min_panels, [&](ItemRange range, int thread_idx) {
-      kernels_.matmul(task, range.begin, range.end, thread_best(thread_idx).data());
+      kernels_.matmul(task, range.begin, range.end, scratch_[thread_idx]);
     });
   }
 
@@ -335,17 +336,12 @@ class CpuOps final : public Ops {
                 [&](ItemRange range, int) { kernels_.pack_rows(task, range.begin, range.end); });
   }
 
-  std::span<ArgmaxState> thread_best(int thread_idx) {
-    return std::span(best_).subspan(static_cast<size_t>(thread_idx * kMaxRowsPerPass),
-                                    kMaxRowsPerPass);
-  }
-
   // The lowest column of the largest value over all threads and lanes; 0 where all were NaN.
   int32_t best_column(int64_t row) {
     float best_value = -std::numeric_limits<float>::infinity();
     float column = std::numeric_limits<float>::infinity();
     for (int thread_idx = 0; thread_idx < pool_.num_threads(); ++thread_idx) {
-      const ArgmaxState& state = thread_best(thread_idx)[row];
+      const ArgmaxState& state = scratch_[thread_idx].best[row];
       for (int lane = 0; lane < 16; ++lane) {
         const float value = state.values[lane];
         if (value < best_value || (value == best_value && state.columns[lane] >= column)) continue;
@@ -380,7 +376,7 @@ class CpuOps final : public Ops {
   const cpu::KernelTable& kernels_;
   ThreadPool pool_;
   Buffer packed_rows_;  // activations of one pass, in the unit's layout; sized by the widest k
-  std::vector<ArgmaxState> best_;  // [num_threads, kMaxRowsPerPass]
+  std::unique_ptr<cpu::ThreadScratch[]> scratch_;  // one for each thread
   std::vector<QueryBlock> blocks_;
 };
 

@@ -61,8 +61,10 @@ void panel_times_group(const MatmulTask& task, int64_t panel, int64_t group, Arg
   F16 sums[R][2];
   const float* a = static_cast<const float*>(task.packed_rows) + group * kMatmulRows * task.k;
   multiply_panel<R>(task.weights + panel * task.panel_size, a, task.k, sums);
-  for (int r = 0; r < R; ++r)
-    finish_row(task, group * kMatmulRows + r, panel, sums[r][0], sums[r][1], best);
+  with_epilogue(task, [&]<Epilogue kEpilogue>() {
+    for (int r = 0; r < R; ++r)
+      finish_row<kEpilogue>(task, group * kMatmulRows + r, panel, sums[r][0], sums[r][1], best);
+  });
 }
 
 // Calls body.operator()<R>() for the R that equals `rows`, 1 <= rows <= kMax.
@@ -74,12 +76,14 @@ inline void with_rows(int64_t rows, F body) {
   body.template operator()<kMax>();
 }
 
-void f32_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end, ArgmaxState* best) {
+void f32_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
+                ThreadScratch& scratch) {
   const int64_t num_groups = (task.num_rows + kMatmulRows - 1) / kMatmulRows;
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     for (int64_t group = 0; group < num_groups; ++group) {
-      with_rows<kMatmulRows>(group_size(task.num_rows, group),
-                             [&]<int R>() { panel_times_group<R>(task, panel, group, best); });
+      with_rows<kMatmulRows>(group_size(task.num_rows, group), [&]<int R>() {
+        panel_times_group<R>(task, panel, group, scratch.best);
+      });
     }
   }
 }

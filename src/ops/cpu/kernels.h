@@ -28,10 +28,17 @@ inline constexpr int64_t kMaxRowsPerPass = 512;
 
 enum class Epilogue { kStore, kAdd, kSwiglu, kArgmax };
 
-// Per row and lane, the best value so far and its column; one for each thread.
+// Per row and lane, the best value so far and its column.
 struct ArgmaxState {
   float values[16];
   float columns[16];  // as floats: exact below 2^24
+};
+
+// What a thread needs during a matmul.
+inline constexpr int64_t kScratchPanels = 4;
+struct alignas(64) ThreadScratch {
+  ArgmaxState best[kMaxRowsPerPass];
+  float sums[kScratchPanels][kMaxRowsPerPass * kPanelCols];
 };
 
 struct MatmulTask {
@@ -120,8 +127,9 @@ struct KernelTable {
 
   int64_t (*packed_group_bytes)(int64_t k);
   void (*pack_rows)(const PackRowsTask& task, int64_t group_begin, int64_t group_end);
-  // Panels [panel_begin, panel_end). `best` [num_rows] for kArgmax.
-  void (*matmul)(const MatmulTask& task, int64_t panel_begin, int64_t panel_end, ArgmaxState* best);
+  // Panels [panel_begin, panel_end).
+  void (*matmul)(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
+                 ThreadScratch& scratch);
   void (*rms_norm)(const float* x, const float* weight, int64_t cols, float eps, float* out);
   void (*widen_bf16)(const uint16_t* x, int64_t cols, float* out);
   void (*rope_and_store)(const RopeStoreTask& task, int64_t row_begin, int64_t row_end);

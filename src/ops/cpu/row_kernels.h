@@ -47,39 +47,62 @@ inline void store_upto(float* p, int64_t count, F16 x) {
   count == 16 ? store(p, x) : store_first(p, count, x);
 }
 
-// Columns [32 panel, 32 panel + 32) of one row's product leave the registers.
-inline void finish_row(const MatmulTask& task, int64_t row, int64_t panel, F16 low, F16 high,
-                       ArgmaxState* best) {
-  if (task.epilogue == Epilogue::kSwiglu) {
-    const int64_t c = panel * kGateCols;
-    const int64_t count = task.n - c < 16 ? task.n - c : 16;
-    store_upto(task.out + row * task.out_stride + c, count, mul(silu(low), high));
+// Sixteen sums of one row leave the registers: columns [c, c + count) of the task's output. For
+// kSwiglu `x` is gate and `up` is up; others ignore `up`.
+template <Epilogue kEpilogue>
+inline void finish_lanes(const MatmulTask& task, int64_t row, int64_t c, int64_t count, F16 x,
+                         F16 up, ArgmaxState* best) {
+  if constexpr (kEpilogue == Epilogue::kArgmax) {
+    alignas(64) static constexpr float kLanes[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                     8, 9, 10, 11, 12, 13, 14, 15};
+    const F16 column = add(set1(static_cast<float>(c)), load(kLanes));
+    const F16 value = load(best[row].values);
+    const F16 best_column = load(best[row].columns);
+    // Columns rise within a lane, so a tie changes nothing, except that -inf may replace "none",
+    // whose column is infinite. NaN compares false.
+    M16 take = either(greater(x, value), both(equal(x, value), greater(best_column, column)));
+    if (count < 16) take = both(take, first_lanes(count));
+    store(best[row].values, select(take, x, value));
+    store(best[row].columns, select(take, column, best_column));
     return;
   }
-  const F16 halves[2] = {low, high};
-  for (int half = 0; half < 2; ++half) {
-    const int64_t c = panel * kPanelCols + half * 16;
-    const int64_t count = task.n - c < 16 ? task.n - c : 16;
-    if (count <= 0) return;
-    F16 x = halves[half];
-    if (task.epilogue == Epilogue::kArgmax) {
-      alignas(64) static constexpr float kLanes[16] = {0, 1, 2,  3,  4,  5,  6,  7,
-                                                       8, 9, 10, 11, 12, 13, 14, 15};
-      const F16 column = add(set1(static_cast<float>(c)), load(kLanes));
-      const F16 value = load(best[row].values);
-      const F16 best_column = load(best[row].columns);
-      // Columns rise within a lane, so a tie changes nothing, except that -inf may replace "none",
-      // whose column is infinite. NaN compares false.
-      M16 take = either(greater(x, value), both(equal(x, value), greater(best_column, column)));
-      take = both(take, first_lanes(count));
-      store(best[row].values, select(take, x, value));
-      store(best[row].columns, select(take, column, best_column));
-      continue;
-    }
-    float* out = task.out + row * task.out_stride + c;
+  float* out = task.out + row * task.out_stride + c;
+  if constexpr (kEpilogue == Epilogue::kSwiglu) x = mul(silu(x), up);
+  if constexpr (kEpilogue == Epilogue::kStore) {
     if (task.bias != nullptr) x = add(x, load_upto(task.bias + c, count));
-    if (task.epilogue == Epilogue::kAdd) x = add(load_upto(out, count), x);
-    store_upto(out, count, x);
+  }
+  if constexpr (kEpilogue == Epilogue::kAdd) x = add(load_upto(out, count), x);
+  store_upto(out, count, x);
+}
+
+// Calls body.operator()<kEpilogue>() for the task's epilogue.
+template <class F>
+inline void with_epilogue(const MatmulTask& task, F body) {
+  switch (task.epilogue) {
+    case Epilogue::kStore:
+      return body.template operator()<Epilogue::kStore>();
+    case Epilogue::kAdd:
+      return body.template operator()<Epilogue::kAdd>();
+    case Epilogue::kSwiglu:
+      return body.template operator()<Epilogue::kSwiglu>();
+    case Epilogue::kArgmax:
+      return body.template operator()<Epilogue::kArgmax>();
+  }
+}
+
+// The sums of one row and one panel.
+template <Epilogue kEpilogue>
+inline void finish_row(const MatmulTask& task, int64_t row, int64_t panel, F16 low, F16 high,
+                       ArgmaxState* best) {
+  if constexpr (kEpilogue == Epilogue::kSwiglu) {
+    const int64_t c = panel * kGateCols;
+    finish_lanes<kEpilogue>(task, row, c, task.n - c < 16 ? task.n - c : 16, low, high, best);
+  } else {
+    const int64_t c = panel * kPanelCols;
+    const int64_t count = task.n - c;
+    finish_lanes<kEpilogue>(task, row, c, count < 16 ? count : 16, low, low, best);
+    if (count > 16)
+      finish_lanes<kEpilogue>(task, row, c + 16, count < 32 ? count - 16 : 16, high, high, best);
   }
 }
 
