@@ -1,8 +1,8 @@
 #pragma once
 
-// A fixed set of threads for work that is split in advance. A dispatch costs one or two
-// microseconds while the workers are hot: they spin for a bounded time after each job, then sleep,
-// so that an idle process burns no CPU. The thread that calls run() takes part as thread 0.
+// A fixed set of threads for work that is split in advance. A dispatch costs about a microsecond
+// while the workers are hot: they spin for two milliseconds after each job, then sleep, so that an
+// idle process burns no CPU. The thread that calls run() takes part as thread 0.
 //
 // Splits depend on the number of threads; results must not. Give each thread whole outputs, never a
 // part of a reduction.

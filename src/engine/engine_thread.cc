@@ -190,8 +190,8 @@ void EngineThread::end(RequestId id, GenerationEvent&& event) {
 }
 
 void EngineThread::publish() {
-  totals_.num_pages = engine_.pages().num_pages();
-  totals_.num_free_pages = engine_.pages().num_free();
+  totals_.num_pages = engine_.scheduler().pages().num_pages();
+  totals_.num_free_pages = engine_.scheduler().pages().num_available();
   totals_.num_running = 0;
   for (const auto& [id, live] : live_) totals_.num_running += live.scheduled_s != 0;
   totals_.num_waiting = static_cast<int>(live_.size()) - totals_.num_running;

@@ -41,8 +41,8 @@ TEST(Safetensors, AcceptsMetadataPaddingAndOddOffsets) {
   const std::string header =
       R"({"__metadata__":{"format":"pt"},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
       R"("a":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}   )";
-  const auto tensors =
-      parse(safetensors_bytes(header, std::string("\x05") + bytes_of<float>({2.5f})));
+  const std::string file = safetensors_bytes(header, "\x05" + bytes_of<float>({2.5f}));
+  const auto tensors = parse(file);
   ASSERT_TRUE(tensors) << tensors.error().message;
   EXPECT_EQ((*tensors)[1].tensor.float_at(0), 2.5f);
 }
