@@ -41,6 +41,7 @@ const std::vector<IncludeRule>& include_rules() {
       {"spec/", {"base/"}},
       {"sched/", {"kv/", "spec/", "base/"}},
       {"engine/", {"model/", "sched/", "kv/", "spec/", "ops/ops.h", "tensor/", "base/"}},
+      {"engine/grammar_filter", {"engine/token_filter.h", "text/grammar/", "base/"}},
       {"text/", {"base/"}},
       {"server/",
        {"engine/engine.h", "engine/engine_thread.h", "engine/grammar_filter.h", "text/", "base/"}},
