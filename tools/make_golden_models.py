@@ -10,6 +10,10 @@ logits spread over several units; sequences and draft blocks whose two best logi
 The speculators layout was compared with vllm-project/speculators by reading (models/dflash: core.py, attention.py,
 model_definitions.py): its layers are z-lab's, its window differs in training alone (counted from the anchor there,
 from each query in vLLM and here).
+
+FP8 goldens come from weights widened here, 128x128 groups from the upper left, the last ones cut off: what
+Transformers' _dequantize_fp8_weight gives too, bit for bit. Its load-time dequantiser (5.23, Fp8Dequantize) divides a
+matrix evenly among its scales instead, which is another matrix wherever a size is no multiple of 128.
 """
 
 import argparse
