@@ -503,11 +503,12 @@ Status apply_speculative_config(const std::string& json, ModelOptions& model) {
       }
       model.draft = value.get<std::string>();
     } else if (key == "num_speculative_tokens") {
-      if (!value.is_number_integer()) {
-        return invalid("{}: num_speculative_tokens: expected a whole number, got {}", flag,
-                       dump_json(value));
+      const auto length = DraftLengthChoice::parse(dump_json(value));
+      if (!value.is_number_integer() || !length) {
+        return invalid("{}: num_speculative_tokens: expected a number from 0 to {}, got {}", flag,
+                       kMaxDraftLength, dump_json(value));
       }
-      VOLLEY_TRY(model.draft_length, DraftLengthChoice::parse(dump_json(value)));
+      model.draft_length = *length;
     } else if (key == "draft_sample_method") {
       if (value != "greedy" && value != "probabilistic") {
         return invalid("{}: draft_sample_method: expected greedy or probabilistic, got {}", flag,

@@ -55,7 +55,6 @@ std::string settings_text(const SameAnswerMatrix& m, const Settings& at) {
 struct EngineKey {
   int isa_idx = 0;
   int num_threads = 1;
-  int max_num_seqs = 1;
   auto operator<=>(const EngineKey&) const = default;
 };
 
@@ -76,15 +75,20 @@ class MatrixRun {
                                      ? covering_sample(sizes, matrix_.sample, matrix_.seed)
                                      : all_combinations(sizes);
     num_total_ = static_cast<int64_t>(rows.size());
-    // Grouped by engine; within a group the order of the sample stays, so that different settings
-    // share a batch.
-    std::map<EngineKey, std::vector<Settings>> groups;
-    for (Settings& row : rows) groups[key_of(row)].push_back(std::move(row));
+    // By engine, then by sequences in flight; within a group the order of the sample stays, so that
+    // different settings share a batch.
+    std::map<EngineKey, std::map<int, std::vector<Settings>>> groups;
+    for (Settings& row : rows) {
+      groups[key_of(row)][matrix_.max_num_seqs[row[kSequences]]].push_back(std::move(row));
+    }
     for (int isa = 0; isa < static_cast<int>(matrix_.isas.size()); ++isa) {
       VOLLEY_TRY_STATUS(make_references(isa));
-      for (const auto& [key, group] : groups) {
+      for (const auto& [key, by_sequences] : groups) {
         if (key.isa_idx != isa) continue;
-        VOLLEY_TRY_STATUS(run_group(key, group));
+        VOLLEY_TRY(LoadedModels models, load_engine(key));
+        for (const auto& [num_sequences, group] : by_sequences) {
+          VOLLEY_TRY_STATUS(run_group(*models.engine, num_sequences, group));
+        }
       }
     }
     report_.seconds = now_s() - start;
@@ -100,19 +104,20 @@ class MatrixRun {
   };
 
   EngineKey key_of(const Settings& at) const {
-    return {at[kIsa], matrix_.num_threads[at[kThreads]], matrix_.max_num_seqs[at[kSequences]]};
+    return {at[kIsa], matrix_.num_threads[at[kThreads]]};
   }
 
   Result<LoadedModels> load_engine(const EngineKey& key) const {
     const Backend backend{.isa = matrix_.isas[key.isa_idx], .num_threads = key.num_threads};
     EngineConfig config;
-    config.max_num_seqs = key.max_num_seqs;
+    config.max_num_seqs =
+        *std::max_element(matrix_.max_num_seqs.begin(), matrix_.max_num_seqs.end());
     config.max_queued = kMaxQueued;
     config.prefill_chunk = std::max(longest_prompt_, 1);
     config.max_model_len = longest_prompt_ + matrix_.max_tokens + 1;
     config.page_size = 32;  // small pages: prompts cross them, and prefixes hit
     // Room for cached prefixes beside the running sequences.
-    config.kv_positions = int64_t{8} * key.max_num_seqs * (config.max_model_len + 64);
+    config.kv_positions = int64_t{8} * config.max_num_seqs * (config.max_model_len + 64);
     config.prefix_caching = true;
     return load_models(target_, draft_, backend, config);
   }
@@ -140,7 +145,7 @@ class MatrixRun {
     references_.clear();
     Settings at(kNumAxes, 0);
     at[kIsa] = isa_idx;
-    VOLLEY_TRY(LoadedModels models, load_engine({isa_idx, 1, 1}));
+    VOLLEY_TRY(LoadedModels models, load_engine({isa_idx, 1}));
     for (size_t prompt = 0; prompt < matrix_.prompts.size(); ++prompt) {
       for (size_t temperature = 0; temperature < matrix_.temperatures.size(); ++temperature) {
         at[kPrompt] = static_cast<int>(prompt);
@@ -162,14 +167,13 @@ class MatrixRun {
     return {};
   }
 
-  Status run_group(const EngineKey& key, const std::vector<Settings>& group) {
-    VOLLEY_TRY(LoadedModels models, load_engine(key));
-    Engine& engine = *models.engine;
+  Status run_group(Engine& engine, int num_sequences, const std::vector<Settings>& group) {
+    // One more than is asked for where there are several: waiting and admission may not matter.
+    const size_t max_live = num_sequences > 1 ? static_cast<size_t>(num_sequences) + 1 : 1;
     std::map<RequestId, Expected> live;
     size_t next = 0;
     while (next < group.size() || !live.empty()) {
-      // One more than the engine computes at a time: admission is part of what may not matter.
-      while (next < group.size() && live.size() < static_cast<size_t>(key.max_num_seqs) + 1) {
+      while (next < group.size() && live.size() < max_live) {
         const Settings& at = group[next++];
         VOLLEY_TRY(const RequestId id, engine.submit(request_of(at, engine.block_size())));
         live[id] = {.ids = &references_.at({at[kPrompt], at[kTemperature]}), .settings = &at};
