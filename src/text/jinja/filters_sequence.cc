@@ -66,11 +66,16 @@ bool keys_less(const std::vector<Value>& a, const std::vector<Value>& b) {
   return a.size() < b.size();
 }
 
-void sort_keyed(Interpreter& interpreter, std::vector<Keyed>* items, bool reverse) {
+// By one value or, as `sort` does, by lists of values, which look for equality first.
+enum class KeyOrder { kValue, kList };
+
+void sort_keyed(Interpreter& interpreter, std::vector<Keyed>* items, bool reverse, KeyOrder order) {
   Heap& heap = interpreter.heap();
   std::stable_sort(items->begin(), items->end(), [&](const Keyed& a, const Keyed& b) {
     heap.step();
-    return reverse ? keys_less(b.keys, a.keys) : keys_less(a.keys, b.keys);
+    const auto& first = reverse ? b.keys : a.keys;
+    const auto& second = reverse ? a.keys : b.keys;
+    return order == KeyOrder::kList ? keys_less(first, second) : less_than(first[0], second[0]);
   });
 }
 
@@ -148,7 +153,7 @@ Value filter_dictsort(Interpreter& interpreter, const Value& value, Args& args) 
     items.push_back(
         {{case_sensitive ? sort_key : ignore_case(heap, sort_key)}, heap.tuple({key, element})});
   }
-  sort_keyed(interpreter, &items, params.flag(2, false));
+  sort_keyed(interpreter, &items, params.flag(2, false), KeyOrder::kValue);
   return heap.list(take_items(std::move(items)));
 }
 
@@ -187,7 +192,7 @@ Value filter_groupby(Interpreter& interpreter, const Value& value, Args& args) {
     if (!case_sensitive) key = ignore_case(heap, key);
     items.push_back({{std::move(key)}, std::move(item)});
   }
-  sort_keyed(interpreter, &items, false);
+  sort_keyed(interpreter, &items, false, KeyOrder::kValue);
   std::vector<Value> groups;
   for (size_t begin = 0; begin < items.size();) {
     size_t end = begin;
@@ -256,6 +261,21 @@ struct MapFunction {
   }
 };
 
+// The items of `value`, which is asked for them no earlier than the first is wanted.
+class LazySource {
+ public:
+  explicit LazySource(Value value) : value_(std::move(value)) {}
+  bool next(Interpreter& interpreter, Value* out) {
+    interpreter.heap().step();
+    if (!source_) source_ = iterate(interpreter, value_);
+    return source_->next(interpreter, out);
+  }
+
+ private:
+  Value value_;
+  Ref<Iterator> source_;
+};
+
 Value map_attribute(Interpreter& interpreter, MapFunction map, int depth) {
   const Value attribute = map.take_named("attribute");
   const Value otherwise = map.take_named("default");
@@ -265,9 +285,8 @@ Value map_attribute(Interpreter& interpreter, MapFunction map, int depth) {
   const AttributePath path(interpreter.heap(), attribute, otherwise);
   return make_generator(
       interpreter, depth,
-      [path, source = iterate(interpreter, map.value)](Interpreter& in, Value* out) {
-        in.heap().step();
-        if (!source->next(in, out)) return false;
+      [path, source = LazySource(map.value)](Interpreter& in, Value* out) mutable {
+        if (!source.next(in, out)) return false;
         *out = path.get(in, std::move(*out));
         return true;
       });
@@ -279,9 +298,8 @@ Value map_filter(Interpreter& interpreter, MapFunction map, int depth) {
   Args rest{{map.args.positional.begin() + 1, map.args.positional.end()}, map.args.named};
   return make_generator(
       interpreter, depth,
-      [name, rest, source = iterate(interpreter, map.value)](Interpreter& in, Value* out) {
-        in.heap().step();
-        if (!source->next(in, out)) return false;
+      [name, rest, source = LazySource(map.value)](Interpreter& in, Value* out) mutable {
+        if (!source.next(in, out)) return false;
         *out = in.call_filter(name, *out, rest);
         return true;
       });
@@ -316,9 +334,8 @@ Value select_items(Interpreter& interpreter, const Value& value, Args& args, boo
   if (has_test) ++next;
   Args rest{{next, args.positional.end()}, args.named};
   return make_generator(
-      interpreter, depth, [=, source = iterate(interpreter, value)](Interpreter& in, Value* out) {
-        while (source->next(in, out)) {
-          in.heap().step();
+      interpreter, depth, [=, source = LazySource(value)](Interpreter& in, Value* out) mutable {
+        while (source.next(in, out)) {
           const Value subject = path.get(in, *out);
           const bool passes = has_test ? in.call_test(test, subject, rest) : truth(subject);
           if (passes == keep) return true;
@@ -406,7 +423,7 @@ Value filter_sort(Interpreter& interpreter, const Value& value, Args& args) {
     keyed.item = std::move(item);
     items.push_back(std::move(keyed));
   }
-  sort_keyed(interpreter, &items, params.flag(0, false));
+  sort_keyed(interpreter, &items, params.flag(0, false), KeyOrder::kList);
   return heap.list(take_items(std::move(items)));
 }
 

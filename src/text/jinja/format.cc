@@ -18,6 +18,7 @@ struct Spec {
   std::string fill = " ";
   char align = '\0';  // < > ^ =
   char sign = '-';
+  bool has_sign = false;  // written, even if it is the default
   bool alternate = false;
   int64_t width = 0;
   char grouping = '\0';
@@ -160,7 +161,10 @@ Spec parse_spec(std::string_view text) {
   } else if (is_align(at(0))) {
     spec.align = at(pos++);
   }
-  if (at(pos) == '+' || at(pos) == '-' || at(pos) == ' ') spec.sign = at(pos++);
+  if (at(pos) == '+' || at(pos) == '-' || at(pos) == ' ') {
+    spec.sign = at(pos++);
+    spec.has_sign = true;
+  }
   if (at(pos) == '#') spec.alternate = at(pos++) != '\0';
   if (at(pos) == '0' && spec.align == '\0') {
     spec.fill = "0";
@@ -192,6 +196,9 @@ Value format_value(Heap& heap, const Value& value, std::string_view spec_text) {
   if (value.is(Kind::kStr)) {
     Spec spec = parse_spec(spec_text);
     if (spec.type != '\0' && spec.type != 's') fail_code(spec, value);
+    if (spec.has_sign || spec.alternate || spec.grouping != '\0') {
+      fail("ValueError", "Sign, '#' and grouping are not allowed in a string format specifier");
+    }
     if (spec.align == '=' && spec.fill == "0") spec.align = '<';
     if (spec.align == '=') {
       fail("ValueError", "'=' alignment not allowed in string format specifier");
@@ -213,8 +220,11 @@ Value format_value(Heap& heap, const Value& value, std::string_view spec_text) {
     return format_float(heap, spec, value.as_real());
   }
   if (spec.type == 'c') {
+    if (value.as_int() < 0 || value.as_int() > 0x10FFFF) {
+      fail("OverflowError", "%c arg not in range(0x110000)");
+    }
     std::string text;
-    append_utf8(&text, static_cast<char32_t>(std::clamp<int64_t>(value.as_int(), 0, 0x10FFFF)));
+    append_utf8(&text, static_cast<char32_t>(value.as_int()));
     return place(heap, spec, "", text, '<');
   }
   static constexpr std::string_view kIntegerTypes = "bdoxXn";

@@ -61,6 +61,11 @@ bool Loop::advance(Interpreter& interpreter, Value* item) {
   return true;
 }
 
+std::string Loop::description() const {
+  const std::string total = length_ >= 0 ? std::to_string(length_) : "?";
+  return fmt::format("<LoopContext {}/{}>", index0_ + 1, total);
+}
+
 int64_t Loop::length(Interpreter& interpreter) {
   if (length_ >= 0) return length_;
   for (Value item; source_->next(interpreter, &item);) {

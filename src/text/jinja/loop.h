@@ -17,6 +17,7 @@ class Loop final : public Function {
 
   Value call(Interpreter& interpreter, Args args) override;  // recursion into nested items
   const char* type_name() const override { return "LoopContext"; }
+  std::string description() const override;
   Value attribute(Interpreter& interpreter, std::string_view attribute_name) override;
 
   Value cycle(Args args) const;

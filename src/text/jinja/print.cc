@@ -96,7 +96,7 @@ class ReprPrinter {
                    : fmt::format("range({}, {}, {})", range.start, range.stop, range.step);
       }
       case Kind::kFunction:
-        return fmt::format("<{} {}>", type_name(value), repr(value.function().name));
+        return value.function().description();
       default:
         // Python prints an address here; ours must not depend on one.
         return fmt::format("<{} object>", type_name(value));
@@ -148,6 +148,8 @@ class ReprPrinter {
   }
 
   void print_namespace(const Namespace& names) {
+    if (std::count(open_.begin(), open_.end(), &names) > 0) return out_.append("<Namespace {...}>");
+    open_.push_back(&names);
     out_.append("<Namespace {");
     bool first = true;
     for (const auto& [name, value] : names.attributes) {
@@ -157,9 +159,11 @@ class ReprPrinter {
       print(value);
     }
     out_.append("}>");
+    open_.pop_back();
   }
 
   StringBuilder& out_;
+  std::vector<const Namespace*> open_;  // namespaces around the value at hand
   int depth_ = 0;
 };
 

@@ -189,6 +189,10 @@ Iterator::Iterator(Heap* heap, const char* name, int source_depth)
   check_depth(heap, depth_);
 }
 
+std::string Function::description() const {
+  return fmt::format("<{} '{}'>", type_name(), name);
+}
+
 Value Function::attribute(Interpreter&, std::string_view) {
   return Value();
 }

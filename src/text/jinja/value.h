@@ -245,6 +245,7 @@ struct Function : Object {
   virtual Value call(Interpreter& interpreter, Args args) = 0;
   virtual const char* type_name() const { return "builtin_function_or_method"; }
   virtual bool callable() const { return true; }
+  virtual std::string description() const;  // repr()
   // kMissing when there is no such attribute.
   virtual Value attribute(Interpreter& interpreter, std::string_view attribute_name);
   const std::string name;
