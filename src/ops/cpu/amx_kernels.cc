@@ -336,15 +336,12 @@ void amx_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t ro
       });
 }
 
-constexpr float kNoScore = -1e30f;  // finite, so that the difference of two is 0 and not NaN
-
 // Sixteen queries on their way over the keys. Rows past `count` are never read.
 struct Queries {
   int32_t count;
   int32_t begin[kTileRows];  // keys of each
   int32_t end[kTileRows];
-  alignas(64) float max_score[kTileRows];
-  alignas(64) float sum[kTileRows];
+  SoftmaxState softmax[kTileRows];
   alignas(64) uint16_t q[kMaxHeadDim / kTileK][kTileSize];  // A tiles
   alignas(64) float scores[kTileRows][kKeyChunk];
   alignas(64) uint16_t weights[kKeyChunk / kKeysPerTile][kTileSize];  // A tiles
@@ -368,8 +365,6 @@ inline void load_queries(const AttentionTask& task, const QueryBlock& block, int
     }
     for (int32_t c = 0; c < d; c += 16) store(queries.out[c / 16][i], zero());
   }
-  store(queries.max_score, set1(kNoScore));
-  store(queries.sum, zero());
 }
 
 // scores[.][position - chunk] for 32 positions from `position`.
@@ -390,43 +385,20 @@ inline void score_keys(const KvLayer& kv, const char* keys, int32_t column, Quer
   _tile_stored(1, queries.scores[0] + column + 16, kKeyChunk * 4);
 }
 
-// Scores of query i become bf16 weights e^(score - max), zero where masked. Returns the new
-// maximum.
-inline float soften_scores(float scale, int32_t chunk, int32_t first, int32_t last, int32_t i,
-                           Queries& queries) {
-  float* scores = queries.scores[i];
-  const int64_t begin = queries.begin[i] - chunk;
-  const int64_t end = queries.end[i] - chunk;
-  F16 lane_max = set1(kNoScore);
-  for (int32_t c = first - chunk; c < last - chunk; c += 16) {
-    const F16 score = mul(load(scores + c), set1(scale));
-    store(scores + c, score);
-    lane_max = max(lane_max, select(lanes_between(begin - c, end - c), score, set1(kNoScore)));
-  }
-  const float new_max = reduce_max(max(set1(queries.max_score[i]), lane_max));
-  F16 lane_sum = zero();
-  for (int32_t c = first - chunk; c < last - chunk; c += 16) {
-    const F16 weight = exp(sub(load(scores + c), set1(new_max)));
-    const F16 masked = select(lanes_between(begin - c, end - c), weight, zero());
-    lane_sum = add(lane_sum, masked);
-    uint16_t* tile = queries.weights[c / kKeysPerTile] + i * kTileK + c % kKeysPerTile;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(tile), to_bf16(masked));
-  }
-  if (new_max != queries.max_score[i]) {
-    alignas(64) float factor[16];
-    store(factor, exp(set1(queries.max_score[i] - new_max)));
-    queries.sum[i] *= factor[0];
-  }
-  queries.sum[i] += reduce_add(lane_sum);
-  return new_max;
-}
-
-inline void rescale_out(int32_t head_dim, int32_t i, float new_max, Queries& queries) {
-  if (new_max == queries.max_score[i]) return;
-  const F16 factor = exp(set1(queries.max_score[i] - new_max));
+// Scores of query i become bf16 weights; what was summed before is rescaled.
+inline void weigh_keys(int32_t head_dim, int32_t chunk, int32_t first, int32_t last, int32_t i,
+                       Queries& queries) {
+  const KeyWindow keys = {first - chunk, last - chunk, queries.begin[i] - chunk,
+                          queries.end[i] - chunk};
+  const float factor = soften_scores(
+      queries.scores[i], keys, inverse_sqrt(static_cast<float>(head_dim)), queries.softmax[i],
+      [&](int32_t c, F16 weight) {
+        uint16_t* tile = queries.weights[c / kKeysPerTile] + i * kTileK + c % kKeysPerTile;
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(tile), to_bf16(weight));
+      });
+  if (factor == 1.0f) return;
   for (int32_t tile = 0; tile < head_dim / 16; ++tile)
-    store(queries.out[tile][i], mul(load(queries.out[tile][i]), factor));
-  queries.max_score[i] = new_max;
+    store(queries.out[tile][i], mul(load(queries.out[tile][i]), set1(factor)));
 }
 
 // out += weights . values for positions [first, last) of one chunk, four tiles of head_dim at once.
@@ -467,14 +439,12 @@ inline void add_values(const AttentionTask& task, const int32_t* pages, int32_t 
 inline void attend_chunk(const AttentionTask& task, const int32_t* pages, int32_t kv_head,
                          int32_t chunk, int32_t first, int32_t last, Queries& queries) {
   const int32_t d = task.kv.head_dim;
-  const float scale = inverse_sqrt(static_cast<float>(d));
   for (int32_t position = first; position < last; position += kKeysPerTile) {
     const char* keys = page_head(task.kv, pages, position, kv_head) +
                        position % task.kv.page_size * padded_dim(d) * 2;
     score_keys(task.kv, keys, position - chunk, queries);
   }
-  for (int32_t i = 0; i < queries.count; ++i)
-    rescale_out(d, i, soften_scores(scale, chunk, first, last, i, queries), queries);
+  for (int32_t i = 0; i < queries.count; ++i) weigh_keys(d, chunk, first, last, i, queries);
   int32_t tile = 0;
   for (; tile + 4 <= d / 16; tile += 4)
     add_values<4>(task, pages, kv_head, chunk, first, last, tile, queries);
@@ -505,7 +475,7 @@ void amx_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_h
     const int64_t row = block.first_row + (block.first_query + i) / group;
     const int64_t head = kv_head * group + (block.first_query + i) % group;
     float* out = task.out + row * task.out_stride + head * d;
-    const F16 scale = set1(1.0f / queries.sum[i]);
+    const F16 scale = set1(1.0f / queries.softmax[i].sum);
     // Adding zero turns -0 into 0: a masked key may have added -0 or 0.
     for (int32_t c = 0; c < d; c += 16)
       store(out + c, add(mul(load(queries.out[c / 16][i]), scale), zero()));

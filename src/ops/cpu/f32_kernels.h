@@ -99,15 +99,12 @@ void f32_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t ro
             });
 }
 
-constexpr float kNoScore = -1e30f;  // finite, so that the difference of two is 0 and not NaN
-
 // The state of up to kAttentionRows queries on their way over the keys.
 struct Queries {
   int count;
   int32_t begin[kAttentionRows];  // keys of each
   int32_t end[kAttentionRows];
-  float max_score[kAttentionRows];
-  float sum[kAttentionRows];
+  SoftmaxState softmax[kAttentionRows];
   alignas(64) float q[kMaxHeadDim][kAttentionRows];
   alignas(64) float scores[kAttentionRows][kKeyChunk];  // then the weights of the chunk
   alignas(64) float out[kAttentionRows][kMaxHeadDim];
@@ -118,7 +115,6 @@ template <int Q>
 void score_keys(const KvLayer& kv, const int32_t* pages, int32_t kv_head, int32_t chunk,
                 int32_t first, int32_t last, Queries& queries) {
   const int32_t d = kv.head_dim;
-  const F16 scale = set1(inverse_sqrt(static_cast<float>(d)));
   for (int32_t position = first; position < last; position += 16) {
     const float* keys = reinterpret_cast<const float*>(page_head(kv, pages, position, kv_head)) +
                         (position % kv.page_size) * d;
@@ -128,38 +124,22 @@ void score_keys(const KvLayer& kv, const int32_t* pages, int32_t kv_head, int32_
       const F16 key = load(keys + c * 16);
       for (int i = 0; i < Q; ++i) dots[i] = fma(set1(queries.q[c][i]), key, dots[i]);
     }
-    for (int i = 0; i < Q; ++i) store(queries.scores[i] + (position - chunk), mul(dots[i], scale));
+    for (int i = 0; i < Q; ++i) store(queries.scores[i] + (position - chunk), dots[i]);
   }
 }
 
-// Scores become weights e^(score - max), zero where masked; what was summed before is rescaled.
-inline void soften_scores(int32_t d, int32_t chunk, int32_t first, int32_t last, int i,
-                          Queries& queries) {
+// Scores become weights; what was summed before is rescaled.
+inline void weigh_keys(int32_t d, int32_t chunk, int32_t first, int32_t last, int i,
+                       Queries& queries) {
+  const KeyWindow keys = {first - chunk, last - chunk, queries.begin[i] - chunk,
+                          queries.end[i] - chunk};
   float* scores = queries.scores[i];
-  const int64_t begin = queries.begin[i] - chunk;
-  const int64_t end = queries.end[i] - chunk;
-  const F16 none = set1(kNoScore);
-  F16 lane_max = none;
-  for (int32_t c = first - chunk; c < last - chunk; c += 16)
-    lane_max = max(lane_max, select(lanes_between(begin - c, end - c), load(scores + c), none));
-  const float new_max = reduce_max(max(set1(queries.max_score[i]), lane_max));
-  F16 lane_sum = zero();
-  for (int32_t c = first - chunk; c < last - chunk; c += 16) {
-    const F16 weight = exp(sub(load(scores + c), set1(new_max)));
-    const F16 masked = select(lanes_between(begin - c, end - c), weight, zero());
-    store(scores + c, masked);
-    lane_sum = add(lane_sum, masked);
-  }
-  if (queries.max_score[i] != new_max) {
-    const F16 rescale = exp(set1(queries.max_score[i] - new_max));
-    alignas(64) float factor[16];
-    store(factor, rescale);
-    queries.sum[i] *= factor[0];
-    for (int32_t c = 0; c < d; c += 16)
-      store(queries.out[i] + c, mul(load(queries.out[i] + c), rescale));
-    queries.max_score[i] = new_max;
-  }
-  queries.sum[i] += reduce_add(lane_sum);
+  const float factor =
+      soften_scores(scores, keys, inverse_sqrt(static_cast<float>(d)), queries.softmax[i],
+                    [&](int32_t c, F16 weight) { store(scores + c, weight); });
+  if (factor == 1.0f) return;
+  for (int32_t c = 0; c < d; c += 16)
+    store(queries.out[i] + c, mul(load(queries.out[i] + c), set1(factor)));
 }
 
 // out += weights . values over positions [first, last).
@@ -201,8 +181,6 @@ void f32_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_h
     queries.end[i] = task.key_end[row];
     if (queries.begin[i] < all_begin) all_begin = queries.begin[i];
     if (queries.end[i] > all_end) all_end = queries.end[i];
-    queries.max_score[i] = kNoScore;
-    queries.sum[i] = 0.0f;
     const float* q = task.qkv + row * task.qkv_stride + column;
     for (int32_t c = 0; c < d; ++c) {
       queries.q[c][i] = q[c];
@@ -216,14 +194,14 @@ void f32_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_h
     with_rows<kAttentionRows>(queries.count, [&]<int Q>() {
       score_keys<Q>(task.kv, pages, kv_head, chunk, first, last, queries);
     });
-    for (int i = 0; i < queries.count; ++i) soften_scores(d, chunk, first, last, i, queries);
+    for (int i = 0; i < queries.count; ++i) weigh_keys(d, chunk, first, last, i, queries);
     with_rows<kAttentionRows>(queries.count, [&]<int Q>() {
       add_values<Q>(task.kv, pages, kv_head, chunk, first, last, queries);
     });
   }
   for (int i = 0; i < queries.count; ++i) {
     place(i, row, column);
-    const F16 scale = set1(1.0f / queries.sum[i]);
+    const F16 scale = set1(1.0f / queries.softmax[i].sum);
     // Adding zero turns -0 into 0: a masked key may have added -0 or 0.
     for (int32_t c = 0; c < d; c += 16)
       store(task.out + row * task.out_stride + column + c,

@@ -79,7 +79,7 @@ struct KvLayer {
 
 inline constexpr int kMaxHeadDim = 256;
 // Softmax runs over chunks of this many absolute positions.
-inline constexpr int32_t kKeyChunk = 128;
+inline constexpr int32_t kKeyChunk = 256;
 
 struct RopeStoreTask {
   float* qkv = nullptr;

@@ -195,5 +195,55 @@ inline void rope_rows(const RopeStoreTask& task, int64_t row_begin, int64_t row_
   }
 }
 
+// ---- Softmax over the keys, a chunk at a time.
+
+constexpr float kNoScore = -1e30f;  // finite, so that the difference of two is 0 and not NaN
+
+// What a query knows of the chunks before.
+struct SoftmaxState {
+  float max_score = kNoScore;  // before scaling
+  float sum = 0.0f;            // of e^(scale * (score - max_score))
+};
+
+// Keys of one query in a chunk, as offsets from the chunk's start. Scores are computed on
+// [first, last), multiples of 16; the query's own keys are [begin, end).
+struct KeyWindow {
+  int32_t first, last;
+  int32_t begin, end;
+};
+
+// Calls store_weights(c, w) with the weights e^(scale * (score - max)) of each 16 keys, exact zeros
+// where masked. Returns what earlier sums of this query must be multiplied by; 1 when nothing
+// changes. A chunk that is masked throughout leaves the state as it is.
+template <class StoreWeights>
+inline float soften_scores(const float* scores, const KeyWindow& keys, float scale,
+                           SoftmaxState& state, StoreWeights store_weights) {
+  const auto all_seen = [&](int32_t c) { return keys.begin <= c && c + 16 <= keys.end; };
+  const auto seen = [&](int32_t c) { return lanes_between(keys.begin - c, keys.end - c); };
+  F16 lane_max = set1(state.max_score);
+  for (int32_t c = keys.first; c < keys.last; c += 16) {
+    const F16 score = load(scores + c);
+    lane_max = max(lane_max, all_seen(c) ? score : select(seen(c), score, set1(kNoScore)));
+  }
+  const float new_max = reduce_max(lane_max);
+  const F16 shift = set1(-new_max * scale);
+  F16 lane_sum = zero();
+  for (int32_t c = keys.first; c < keys.last; c += 16) {
+    F16 weight = exp(fma(load(scores + c), set1(scale), shift));
+    if (!all_seen(c)) weight = select(seen(c), weight, zero());
+    store_weights(c, weight);
+    lane_sum = add(lane_sum, weight);
+  }
+  float factor = 1.0f;
+  if (new_max != state.max_score) {
+    alignas(64) float lanes[16];
+    store(lanes, exp(set1((state.max_score - new_max) * scale)));
+    factor = lanes[0];
+    state.max_score = new_max;
+  }
+  state.sum = state.sum * factor + reduce_add(lane_sum);
+  return factor;
+}
+
 }  // namespace
 }  // namespace volley::cpu
