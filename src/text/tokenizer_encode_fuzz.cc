@@ -59,7 +59,7 @@ const Tokenizer& staged() {
     json["normalizer"] = nullptr;
     json["pre_tokenizer"] = Json::parse(R"json({"type": "Sequence", "pretokenizers": [
         {"type": "Digits", "individual_digits": false},
-        {"type": "Split", "pattern": {"Regex": "\\w*|[^\\p{Lu}]+?(?=\\s|$)"},
+        {"type": "Split", "pattern": {"Regex": "\\w*|[^\\p{Lu}]{1,8}?(?=\\s|$)"},
          "behavior": "MergedWithNext", "invert": false},
         {"type": "Split", "pattern": {"String": "ab"}, "behavior": "Contiguous", "invert": true},
         {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true}]})json");
