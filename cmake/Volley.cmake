@@ -54,20 +54,24 @@ function(volley_library NAME)
   target_link_libraries(${NAME} PUBLIC ${ARG_DEPS})
 endfunction()
 
-# volley_test(NAME SRCS a_test.cc ... [DEPS lib ...] [TIMEOUT seconds]): one GoogleTest binary; each
-# TEST is one ctest entry. Tests run from the source root and find fixtures by relative path.
+# volley_test(NAME SRCS a_test.cc ... [DEPS lib ...] [TIMEOUT seconds] [PROCESSORS n]): one GoogleTest
+# binary; each TEST is one ctest entry. Tests run from the source root and find fixtures by relative
+# path. PROCESSORS: cores a test keeps busy, so that ctest runs nothing else on them.
 function(volley_test NAME)
   if(VOLLEY_FUZZ)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT;PROCESSORS" "SRCS;DEPS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
+  endif()
+  if(NOT ARG_PROCESSORS)
+    set(ARG_PROCESSORS 1)
   endif()
   add_executable(${NAME} ${ARG_SRCS})
   target_link_libraries(${NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   gtest_discover_tests(${NAME} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}" DISCOVERY_MODE PRE_TEST
-                       PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+                       PROPERTIES TIMEOUT ${ARG_TIMEOUT} PROCESSORS ${ARG_PROCESSORS})
 endfunction()
 
 # volley_fuzzer(NAME SRCS a_fuzz.cc [DEPS lib ...]): a libFuzzer binary, built with -DVOLLEY_FUZZ=ON.
