@@ -15,7 +15,7 @@ constexpr const char* kPlain = "#b3bcc6";
 constexpr const char* kDrafted = "#2f6fde";
 
 constexpr double kMargin = 28;
-constexpr double kTop = 96;  // of the panels, under the title
+constexpr double kTop = 106;  // of the panels, under the title
 constexpr double kNameWidth = 130;
 constexpr double kSpeedWidth = 330;    // of the longest bar
 constexpr double kSpeedupWidth = 150;  // numbers behind it
