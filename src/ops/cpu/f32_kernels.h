@@ -42,9 +42,12 @@ void f32_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
 constexpr int64_t kPrefetchElements = 2048;
 
 template <int R>
-void multiply_panel(const uint16_t* w, const float* a, int64_t k, F16 (&sums)[R][2]) {
+void panel_times_group(const MatmulTask& task, int64_t panel, int64_t group, ArgmaxState* best) {
+  const uint16_t* w = task.weights + panel * task.panel_size;
+  const float* a = static_cast<const float*>(task.packed_rows) + group * kMatmulRows * task.k;
+  F16 sums[R][2];
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = zero();
-  for (int64_t i = 0; i < k; ++i, w += kPanelCols, a += R) {
+  for (int64_t i = 0; i < task.k; ++i, w += kPanelCols, a += R) {
     _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchElements), _MM_HINT_T0);
     F16 low, high;
     load_panel_row(w, low, high);
@@ -54,13 +57,6 @@ void multiply_panel(const uint16_t* w, const float* a, int64_t k, F16 (&sums)[R]
       sums[r][1] = fma(x, high, sums[r][1]);
     }
   }
-}
-
-template <int R>
-void panel_times_group(const MatmulTask& task, int64_t panel, int64_t group, ArgmaxState* best) {
-  F16 sums[R][2];
-  const float* a = static_cast<const float*>(task.packed_rows) + group * kMatmulRows * task.k;
-  multiply_panel<R>(task.weights + panel * task.panel_size, a, task.k, sums);
   with_epilogue(task, [&]<Epilogue kEpilogue>() {
     for (int r = 0; r < R; ++r)
       finish_row<kEpilogue>(task, group * kMatmulRows + r, panel, sums[r][0], sums[r][1], best);
