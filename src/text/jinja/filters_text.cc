@@ -96,7 +96,7 @@ Value filter_indent(Interpreter& interpreter, const Value& value, Args& args) {
   const bool first = params.flag(1, false), blank = params.flag(2, false);
   // The newline makes a line even of the empty string, as in Jinja.
   const std::string text = std::string(value.text()) + "\n";
-  heap.step_bytes(text.size());
+  heap.step(text.size() / 2);
   StringBuilder out(heap);
   bool is_first = true;
   for (const std::string_view line : split_lines(text, false)) {
@@ -121,6 +121,7 @@ Value filter_title(Interpreter& interpreter, const Value& value, Args& args) {
   const Params params("do_title", args, {});
   Heap& heap = interpreter.heap();
   const Value text = to_str(heap, value);
+  heap.step(text.text().size() / 2);
   std::string out;
   // A word begins after blanks and opening brackets, and at hyphens: [-\s({\[<]+
   size_t begin = 0;
@@ -213,6 +214,7 @@ Value filter_urlencode(Interpreter& interpreter, const Value& value, Args& args)
 Value filter_wordcount(Interpreter& interpreter, const Value& value, Args& args) {
   const Params params("do_wordcount", args, {});
   const Value text = soft_str(interpreter.heap(), value);
+  interpreter.heap().step(text.text().size() / 2);
   int64_t count = 0;
   bool in_word = false;
   for (size_t pos = 0; pos < text.text().size();) {

@@ -48,7 +48,7 @@ Value list_copy(Interpreter& interpreter, const Value& self, Args& args) {
 
 Value sequence_count(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("count", args, {""}, 1);
-  interpreter.heap().step(self.items().size() / 4);
+  interpreter.heap().step(self.items().size());
   return Value::integer(
       std::count_if(self.items().begin(), self.items().end(),
                     [&](const Value& item) { return equals(item, params.at(0)); }));
@@ -61,7 +61,7 @@ Value sequence_index(Interpreter& interpreter, const Value& self, Args& args) {
     const int64_t value = params.integer(i, otherwise);
     return std::clamp<int64_t>(value < 0 ? value + size : value, 0, size);
   };
-  interpreter.heap().step(self.items().size() / 4);
+  interpreter.heap().step(self.items().size());
   for (int64_t i = bound(1, 0); i < bound(2, size); ++i) {
     if (equals(self.items()[static_cast<size_t>(i)], params.at(0))) return Value::integer(i);
   }
@@ -89,9 +89,10 @@ Value list_clear(Interpreter&, const Value& self, Args& args) {
   return Value::none();
 }
 
-Value range_count(Interpreter&, const Value& self, Args& args) {
+Value range_count(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("count", args, {""}, 1);
   for (int64_t i = 0; i < self.range().size; ++i) {
+    interpreter.heap().step();
     if (equals(Value::integer(self.range().at(i)), params.at(0))) return Value::integer(1);
   }
   return Value::integer(0);

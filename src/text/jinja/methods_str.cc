@@ -19,16 +19,22 @@ Value same_type(Interpreter& interpreter, const Value& self, std::string_view te
   return interpreter.heap().str_view(text, self.str().markup);
 }
 
+// Looking at every character costs more than copying it.
+void step_chars(Interpreter& interpreter, const Value& self) {
+  interpreter.heap().step(self.text().size() / 2);
+}
+
 template <std::string (*kConvert)(std::string_view)>
 Value convert(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("str method", args, {});
+  step_chars(interpreter, self);
   return same_type(interpreter, self, kConvert(self.text()));
 }
 
 template <CharClass kClass>
 Value all_chars(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("str method", args, {});
-  interpreter.heap().step_bytes(self.text().size());
+  step_chars(interpreter, self);
   bool all = kClass == CharClass::kPrintable || !self.text().empty();
   for (size_t pos = 0; all && pos < self.text().size();) {
     all = is_char(next_code_point(self.text(), &pos), kClass);
@@ -38,7 +44,7 @@ Value all_chars(Interpreter& interpreter, const Value& self, Args& args) {
 
 Value str_isalnum(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("isalnum", args, {});
-  interpreter.heap().step_bytes(self.text().size());
+  step_chars(interpreter, self);
   bool all = !self.text().empty();
   for (size_t pos = 0; all && pos < self.text().size();) {
     const char32_t c = next_code_point(self.text(), &pos);
@@ -53,8 +59,9 @@ Value str_isascii(Interpreter&, const Value& self, Args& args) {
   return Value::boolean(self.str().ascii);
 }
 
-Value str_isidentifier(Interpreter&, const Value& self, Args& args) {
+Value str_isidentifier(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("isidentifier", args, {});
+  step_chars(interpreter, self);
   bool all = !self.text().empty();
   for (size_t pos = 0; all && pos < self.text().size();) {
     const auto char_class = pos == 0 ? CharClass::kIdStart : CharClass::kIdContinue;
@@ -67,7 +74,7 @@ Value str_isidentifier(Interpreter&, const Value& self, Args& args) {
 template <CharClass kWanted, CharClass kOther>
 Value all_cased(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("str method", args, {});
-  interpreter.heap().step_bytes(self.text().size());
+  step_chars(interpreter, self);
   bool found = false;
   for (size_t pos = 0; pos < self.text().size();) {
     const char32_t c = next_code_point(self.text(), &pos);
@@ -79,7 +86,7 @@ Value all_cased(Interpreter& interpreter, const Value& self, Args& args) {
 
 Value str_istitle(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("istitle", args, {});
-  interpreter.heap().step_bytes(self.text().size());
+  step_chars(interpreter, self);
   bool found = false, in_word = false;
   for (size_t pos = 0; pos < self.text().size();) {
     const char32_t c = next_code_point(self.text(), &pos);
@@ -97,7 +104,8 @@ Value strip_sides(Interpreter& interpreter, const Value& self, Args& args, const
   const Params params(name, args, {""});
   std::string_view chars;
   if (params.given(0)) chars = params.text(0);
-  interpreter.heap().step_bytes(self.text().size() + chars.size());
+  step_chars(interpreter, self);
+  interpreter.heap().step_bytes(4 * chars.size());
   return same_type(interpreter, self,
                    strip(self.text(), params.given(0) ? &chars : nullptr, left, right));
 }
@@ -290,6 +298,7 @@ Value str_zfill(Interpreter& interpreter, const Value& self, Args& args) {
 Value str_expandtabs(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("expandtabs", args, {"tabsize"});
   const int64_t tab_size = params.integer(0, 8);
+  step_chars(interpreter, self);
   StringBuilder out(interpreter.heap());
   int64_t column = 0;
   for (size_t pos = 0; pos < self.text().size();) {
@@ -422,7 +431,7 @@ Value split_text(Interpreter& interpreter, const Value& self, Args& args, bool f
   const int64_t max_splits = params.integer(1, -1);
   const std::string_view text = self.text();
   Heap& heap = interpreter.heap();
-  heap.step_bytes(text.size());
+  step_chars(interpreter, self);
   std::vector<std::string_view> pieces;
   if (!params.given(0)) {
     pieces = words(text);
@@ -448,6 +457,7 @@ Value str_rsplit(Interpreter& interpreter, const Value& self, Args& args) {
 
 Value str_splitlines(Interpreter& interpreter, const Value& self, Args& args) {
   const Params params("splitlines", args, {"keepends"});
+  step_chars(interpreter, self);
   std::vector<Value> lines;
   for (std::string_view line : split_lines(self.text(), params.flag(0, false))) {
     lines.push_back(same_type(interpreter, self, line));

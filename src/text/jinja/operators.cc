@@ -162,7 +162,12 @@ Value repeat(Heap& heap, const Value& value, int64_t times) {
     heap.check_string_size(count > heap.limits().max_value_bytes ? count : count * text.size());
     std::string out;
     out.reserve(count * text.size());
-    for (size_t i = 0; i < count; ++i) out.append(text);
+    if (text.size() == 1) {
+      out.assign(count, text[0]);
+    } else {
+      heap.step(count / 2);
+      for (size_t i = 0; i < count; ++i) out.append(text);
+    }
     return heap.str(std::move(out), value.str().markup);
   }
   const auto& items = value.items();
@@ -284,7 +289,7 @@ bool contains_text(const Value& haystack, const Value& needle) {
   if (!needle.is(Kind::kStr)) {
     fail_type("'in <string>' requires string as left operand, not {}", type_name(needle));
   }
-  haystack.as_object()->work((haystack.text().size() + needle.text().size()) / 16);
+  haystack.as_object()->work((haystack.text().size() + needle.text().size()) / 8);
   return find_text(haystack.text(), needle.text()) != std::string_view::npos;
 }
 
@@ -351,7 +356,7 @@ bool contains(Interpreter& interpreter, const Value& haystack, const Value& need
     case Kind::kList:
     case Kind::kTuple: {
       const auto& items = haystack.items();
-      interpreter.heap().step(items.size() / 4);
+      interpreter.heap().step(items.size());
       return std::any_of(items.begin(), items.end(),
                          [&](const Value& item) { return equals(item, needle); });
     }
@@ -414,8 +419,7 @@ Value unary_plus(const Value& value) {
 int64_t length(const Value& value) {
   switch (value.kind()) {
     case Kind::kStr:
-      return static_cast<int64_t>(value.str().ascii ? value.text().size()
-                                                    : count_code_points(value.text()));
+      return static_cast<int64_t>(value.str().num_chars);
     case Kind::kList:
     case Kind::kTuple:
       return static_cast<int64_t>(value.items().size());

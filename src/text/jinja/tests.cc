@@ -107,7 +107,7 @@ bool test_case(Interpreter& interpreter, const Value& value, Args& args) {
     const FilterFunction to_string = find_filter("string");
     return test_case<kWanted, kOther>(interpreter, to_string(interpreter, value, none), none);
   }
-  interpreter.heap().step_bytes(value.text().size());
+  interpreter.heap().step(value.text().size() / 2);
   bool found = false;
   for (size_t pos = 0; pos < value.text().size();) {
     const char32_t c = next_code_point(value.text(), &pos);

@@ -199,10 +199,6 @@ size_t count_code_points(std::string_view text) {
       std::count_if(text.begin(), text.end(), [](unsigned char c) { return (c & 0xC0) != 0x80; }));
 }
 
-bool is_ascii(std::string_view text) {
-  return std::none_of(text.begin(), text.end(), [](unsigned char c) { return c >= 0x80; });
-}
-
 size_t code_point_offset(std::string_view text, size_t index) {
   size_t pos = 0;
   while (pos < text.size()) {

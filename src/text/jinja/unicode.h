@@ -12,7 +12,6 @@ namespace volley::jinja {
 bool is_valid_utf8(std::string_view text);
 std::string replace_invalid_utf8(std::string_view text);  // bad bytes become U+FFFD
 size_t count_code_points(std::string_view text);
-bool is_ascii(std::string_view text);
 
 // Byte offset of code point `index` (clamped to the end).
 size_t code_point_offset(std::string_view text, size_t index);

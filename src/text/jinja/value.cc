@@ -109,7 +109,8 @@ void Object::work(size_t steps) const {
 Str::Str(Heap* heap, std::string t, bool is_markup)
     : Object(heap, sizeof(Str) + t.size()),
       text(std::move(t)),
-      ascii(is_ascii(text)),
+      num_chars(count_code_points(text)),
+      ascii(num_chars == text.size()),
       markup(is_markup) {}
 
 Sequence::Sequence(Heap* heap, std::vector<Value> values, bool is_group)
@@ -236,25 +237,25 @@ void Heap::check_item_count(size_t count) {
 
 Value Heap::str(std::string text, bool markup) {
   check_string_size(text.size());
-  step_bytes(text.size());
+  step(1 + text.size() / 16);
   return Value::object(Kind::kStr, new Str(this, std::move(text), markup));
 }
 
 Value Heap::list(std::vector<Value> items) {
   check_item_count(items.size());
-  step(items.size() / 8);
+  step(1 + items.size() / 4);
   return Value::object(Kind::kList, new Sequence(this, std::move(items)));
 }
 
 Value Heap::tuple(std::vector<Value> items, bool group) {
   check_item_count(items.size());
-  step(items.size() / 8);
+  step(1 + items.size() / 4);
   return Value::object(Kind::kTuple, new Sequence(this, std::move(items), group));
 }
 
 Value Heap::dict(std::vector<Dict::Entry> entries) {
   check_item_count(entries.size());
-  step(entries.size());
+  step(1 + 2 * entries.size());
   auto distinct = distinct_entries(std::move(entries));
   return Value::object(Kind::kDict, new Dict(this, std::move(distinct)));
 }
@@ -324,10 +325,10 @@ bool equals(const Value& a, const Value& b) {
       return a.text() == b.text();
     case Kind::kList:
     case Kind::kTuple:
-      a.as_object()->work(1 + a.items().size() / 4);
+      a.as_object()->work(1 + a.items().size());
       return a.as_object() == b.as_object() || sequence_equals(a.items(), b.items());
     case Kind::kDict:
-      a.as_object()->work(1 + a.dict().entries.size());
+      a.as_object()->work(1 + 2 * a.dict().entries.size());
       return a.as_object() == b.as_object() || dict_equals(a.dict(), b.dict());
     case Kind::kRange:
       return range_equals(a.range(), b.range());

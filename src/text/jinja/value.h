@@ -187,6 +187,7 @@ struct Args {
 struct Str : Object {
   Str(Heap* heap, std::string t, bool is_markup);
   const std::string text;
+  const size_t num_chars;  // code points
   const bool ascii;
   const bool markup;  // made by `safe` or `escape`: markupsafe.Markup
 };
