@@ -197,6 +197,23 @@ inline void rope_rows(const RopeStoreTask& task, int64_t row_begin, int64_t row_
 
 // ---- Softmax over the keys, a chunk at a time.
 
+// 2^x to 2 ulp for -125 <= x <= 1; below, 2^-125. NaN stays NaN. Cheaper than exp(): the fraction
+// needs no product with ln 2. Coefficients of Cephes' exp2f.
+inline F16 exp2_small(F16 x) {
+  const F16 kRound = set1(12582912.0f);  // as in exp()
+  x = max(set1(-125.0f), x);
+  const F16 shifted = add(x, kRound);
+  const F16 r = sub(x, sub(shifted, kRound));
+  F16 p = set1(1.535336188319500e-4f);
+  p = fma(p, r, set1(1.339887440266574e-3f));
+  p = fma(p, r, set1(9.618437357674640e-3f));
+  p = fma(p, r, set1(5.550332471162809e-2f));
+  p = fma(p, r, set1(2.402264791363012e-1f));
+  p = fma(p, r, set1(6.931472028550421e-1f));
+  p = fma(p, r, set1(1.0f));
+  return scale_by_exponent(p, shifted);
+}
+
 constexpr float kNoScore = -1e30f;  // finite, so that the difference of two is 0 and not NaN
 
 // What a query knows of the chunks before.
@@ -226,10 +243,11 @@ inline float soften_scores(const float* scores, const KeyWindow& keys, float sca
     lane_max = max(lane_max, all_seen(c) ? score : select(seen(c), score, set1(kNoScore)));
   }
   const float new_max = reduce_max(lane_max);
+  scale *= 1.44269504f;  // e^x = 2^(x log2 e)
   const F16 shift = set1(-new_max * scale);
   F16 lane_sum = zero();
   for (int32_t c = keys.first; c < keys.last; c += 16) {
-    F16 weight = exp(fma(load(scores + c), set1(scale), shift));
+    F16 weight = exp2_small(fma(load(scores + c), set1(scale), shift));
     if (!all_seen(c)) weight = select(seen(c), weight, zero());
     store_weights(c, weight);
     lane_sum = add(lane_sum, weight);
@@ -237,7 +255,7 @@ inline float soften_scores(const float* scores, const KeyWindow& keys, float sca
   float factor = 1.0f;
   if (new_max != state.max_score) {
     alignas(64) float lanes[16];
-    store(lanes, exp(set1((state.max_score - new_max) * scale)));
+    store(lanes, exp2_small(set1((state.max_score - new_max) * scale)));
     factor = lanes[0];
     state.max_score = new_max;
   }
