@@ -80,7 +80,7 @@ class Evaluator:
         mask = build_mask(draft_mask_mod(doc, anchors, length, size), len(full), queries, length + queries,
                           self.device, sparse=False)
         drafted = self.drafter(self.target, taps, tokens.gather(1, anchors), anchors, mask)[:, :, 1:]
-        logits = self.target.head(drafted).float()
+        logits = self.target.head(drafted)
         results = []
         for row, answer in enumerate(answers):
             count = len(answer) - 1

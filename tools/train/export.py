@@ -107,12 +107,12 @@ def main():
     parser.add_argument("--draft", type=pathlib.Path)
     args = parser.parse_args()
     device = torch.device("cpu")
-    config, target, joint_drafter = runtime.load(args.run / "joint.pt", device)
     if args.target:
+        config, target, _ = runtime.load(args.run / "joint.pt", device)
         export_target(config, target, args.target)
     if args.draft:
         trained = args.run / "drafter.pt"
-        drafter = runtime.load(trained, device)[2] if trained.exists() else joint_drafter
+        config, _, drafter = runtime.load(trained if trained.exists() else args.run / "joint.pt", device)
         export_drafter(config, drafter, args.draft)
 
 

@@ -103,6 +103,11 @@ def rope(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
+def head_logits(hidden, embedding):
+    """float32 logits of bf16 values: they reach 50, where bf16 has steps of 0.25 and the best two often tie."""
+    return F.linear(hidden.float(), embedding.bfloat16().float())
+
+
 def attend(q, k, v, mask):
     """mask: a BlockMask (training on a GPU) or a dense bool mask (evaluation, CPU)."""
     if isinstance(mask, BlockMask):
@@ -174,7 +179,7 @@ class Target(nn.Module):
         return F.embedding(tokens, self.embed_tokens.weight).bfloat16()
 
     def head(self, hidden):
-        return F.linear(hidden, self.embed_tokens.weight.bfloat16())
+        return head_logits(hidden, self.embed_tokens.weight)
 
     def forward(self, tokens, mask):
         """tokens [B, L] -> final hidden [B, L, H], taps [B, L, n * H]."""

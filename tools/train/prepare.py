@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 
+import fresh_prompts
 import tasks
 from corpus import is_held_out, open_text, record_hash, render_chat
 
@@ -22,6 +23,8 @@ EOT = "<|endoftext|>"
 LINES_PER_JOB = 1000
 SYNTHETIC_JOBS = 60
 SYNTHETIC_PER_JOB = 1500
+FRESH_JOBS = 200
+FRESH_PER_JOB = 1000
 
 # Share of a source's records that are used at all.
 KEEP = {"math_synth": 0.3, "tldr": 0.8}
@@ -104,20 +107,33 @@ class Builder:
         return packed, prompts
 
 
-_tokenizer = None
+_tokenizer, _corpus, _material = None, None, None
 
 
-def start_worker(path):
-    global _tokenizer
+def start_worker(path, corpus):
+    global _tokenizer, _corpus
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
 
-    _tokenizer = Tokenizer.from_file(path)
+    _tokenizer, _corpus = Tokenizer.from_file(path), corpus
+
+
+def add_fresh_prompts(builder, seed):
+    global _material
+    if _material is None:
+        _material = fresh_prompts.Material(_corpus)
+    rng = random.Random(seed)
+    for _ in range(FRESH_PER_JOB):
+        messages = with_system(rng, [tasks.user(_material.draw(rng))])
+        builder.prompt("fresh", render_chat(messages, generation_prompt=True))
 
 
 def run_job(job):
+    """A job is a list of record lines, the seed of some synthetic exercises, or ("fresh", seed)."""
     builder = Builder()
-    if isinstance(job, int):
+    if isinstance(job, tuple):
+        add_fresh_prompts(builder, job[1])
+    elif isinstance(job, int):
         rng = random.Random(1000 + job)
         for idx, messages in enumerate(tasks.synthetic_exercises(SYNTHETIC_PER_JOB, job)):
             builder.chat("task_python" if idx % 3 else "task_german", None, messages, idx == 0, rng)
@@ -129,6 +145,7 @@ def run_job(job):
 
 def jobs(corpus, limit):
     yield from range(SYNTHETIC_JOBS if not limit else 1)
+    yield from (("fresh", 5000 + idx) for idx in range(FRESH_JOBS if not limit else 1))
     for name in ("core_text", "books", "chat"):
         path = next(p for p in (corpus / f"{name}.jsonl.zst", corpus / f"{name}.jsonl") if p.exists())
         lines, size, seen = [], 0, 0
@@ -157,7 +174,7 @@ def main():
     start = time.time()
 
     splits, prompts = {"train": {}, "val": {}}, []
-    with multiprocessing.Pool(args.workers, start_worker, (args.tokenizer,)) as pool:
+    with multiprocessing.Pool(args.workers, start_worker, (args.tokenizer, args.corpus)) as pool:
         for packed, some_prompts in pool.imap(run_job, jobs(args.corpus, args.limit)):
             for (split, source), pair in packed.items():
                 splits[split].setdefault(source, []).append(pair)

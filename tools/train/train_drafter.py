@@ -19,33 +19,42 @@ import torch
 import torch.nn.functional as F
 
 import runtime
+from checkpoint import read_pair
 from generate import GENERATED_BIT
 from model import (Drafter, IGNORE, block_labels, build_mask, causal_mask_mod, document_ids, draft_mask_mod,
-                   position_weights, settle)
+                   head_logits, position_weights, settle)
 from optim import Clock, Optimizer, trapezoid
 
 
 class GeneratedRows:
-    """Rows [rows, length] of the generated stream in a new random order (and cut) each epoch."""
+    """Rows [rows, length] of the generated stream, cut and ordered anew each epoch. A row starts with a document,
+    so that an answer keeps its prompt."""
 
     def __init__(self, run, rows, length, rank, world, seed):
         files = sorted(run.glob("generated.*.npz"))
         self.tokens = np.concatenate([np.load(f)["tokens"] for f in files])
         self.rows, self.length, self.rank, self.world = rows, length, rank, world
         self.rng = np.random.default_rng(seed)
+        self.starts = np.concatenate(([0], np.flatnonzero(self.tokens == 0) + 1))
         self.epoch = 0
         self.batches = queue.Queue(maxsize=8)
         threading.Thread(target=self.fill, daemon=True).start()
 
+    def cut(self):
+        """Starts of rows: whole documents in a row, the next row begins with the one that did not fit."""
+        idx, rows = int(self.rng.integers(0, min(20, len(self.starts)))), []
+        while idx < len(self.starts) and self.starts[idx] + self.length <= len(self.tokens):
+            rows.append(self.starts[idx])
+            following = int(np.searchsorted(self.starts, self.starts[idx] + self.length, side="right")) - 1
+            idx = max(idx + 1, following)
+        return self.rng.permutation(rows)
+
     def fill(self):
         step = self.rows * self.world
         while True:
-            shift = int(self.rng.integers(0, self.length))
-            count = (len(self.tokens) - shift) // self.length
-            order = self.rng.permutation(count)
-            for start in range(0, count - step + 1, step):
-                mine = order[start + self.rank * self.rows:start + (self.rank + 1) * self.rows]
-                starts = shift + mine * self.length
+            order = self.cut()
+            for start in range(0, len(order) - step + 1, step):
+                starts = order[start + self.rank * self.rows:start + (self.rank + 1) * self.rows]
                 self.batches.put(np.stack([self.tokens[s:s + self.length] for s in starts]).view(np.int16))
             self.epoch += 1
 
@@ -85,13 +94,13 @@ def draft_loss(drafter, target, hidden, taps, tokens, anchors, labels, positions
     """-> loss, accepted drafts per block (a greedy run of hits), hits of the first place."""
     rows, num_anchors, steps = labels.shape
     drafted = drafter(target, taps, tokens.gather(1, anchors), anchors, draft_mask)[:, :, 1:]
-    head = target.embed_tokens.weight.detach().bfloat16()
-    logits = F.linear(drafted, head).float()
+    embedding = target.embed_tokens.weight.detach()
+    logits = head_logits(drafted, embedding)
     log_q = torch.log_softmax(logits, dim=-1)
     with torch.no_grad():
         # The target's distribution for position p comes from its hidden state at p - 1.
         index = (positions - 1).flatten(1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        teacher = F.linear(hidden.gather(1, index), head).float().softmax(-1).view_as(log_q)
+        teacher = head_logits(hidden.gather(1, index), embedding).softmax(-1).view_as(log_q)
     valid = labels != IGNORE
     picked = log_q.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     hard = -picked
@@ -119,14 +128,22 @@ def main():
     parser.add_argument("--adam-lr", type=float, default=0.002)
     parser.add_argument("--decay", type=float, default=0.6)
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
+    parser.add_argument("--pair", nargs=2, metavar=("TARGET", "DRAFT"), help="go on from an exported pair")
+    parser.add_argument("--warmup", type=float, default=0.01)
     parser.add_argument("--from-scratch", action="store_true", help="do not start from the joint drafter")
+    parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
     started = time.time()
 
     rank, world, device = runtime.start()
     torch.manual_seed(args.seed)
-    config, target, drafter = runtime.load(args.run / "joint.pt", device)
+    if args.pair:
+        config, target, drafter = read_pair(*args.pair, device)
+        for part in drafter.modules():
+            part.rounded = True
+    else:
+        config, target, drafter = runtime.load(args.run / "joint.pt", device)
     if args.from_scratch:
         drafter = Drafter(config).to(device)
     target.requires_grad_(False)
@@ -155,12 +172,12 @@ def main():
             clock = Clock(args.seconds - (time.time() - started), device)
         if step % 4 == 0:
             progress = clock.progress()
-            scale = trapezoid(progress, decay=args.decay)
+            scale = trapezoid(progress, warmup=args.warmup, decay=args.decay)
         optimizer.step(scale)
         sums += torch.stack([x.detach().float() for x in losses])
         step += 1
         used += 1
-        if step % 100 == 0 or step == 10:
+        if step % args.log_every == 0 or step == 10:
             values = (sums / used).tolist()
             total = step * args.rows * args.length * world
             log(f"step {step} progress {progress:.3f} loss {values[0]:.4f} accepted {values[1]:.3f} "

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import mix
 import runtime
 from model import (Config, Drafter, IGNORE, Target, block_labels, build_mask, causal_mask_mod, document_ids,
-                   draft_mask_mod, position_weights, settle)
+                   draft_mask_mod, head_logits, position_weights, settle)
 from optim import Clock, Optimizer, trapezoid
 
 
@@ -31,13 +31,12 @@ def joint_loss(target, drafter, tokens, labels, anchors, draft_labels, weights, 
     """-> next-token loss, drafter loss."""
     config = target.config
     hidden, taps = target(tokens, causal)
-    logits = target.head(hidden).float()
+    logits = target.head(hidden)
     main = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
     anchor_tokens = tokens.gather(1, anchors)
     drafted = drafter(target, taps, anchor_tokens, anchors, draft_mask)[:, :, 1:]
-    head = target.embed_tokens.weight.detach().bfloat16()
-    draft_logits = F.linear(drafted, head).float()
+    draft_logits = head_logits(drafted, target.embed_tokens.weight.detach())
     losses = F.cross_entropy(draft_logits.flatten(0, 2), draft_labels.flatten(), ignore_index=IGNORE, reduction="none")
     scale = (draft_labels != IGNORE) * weights
     return main, (losses.view_as(draft_labels) * scale).sum() / scale.sum().clamp_min(1)
