@@ -5,7 +5,7 @@
 Because verification only keeps what the target itself gives, the output never depends on the drafter. So the
 target decodes each prompt once, then the drafter proposes a block from every position at once, and the cycles are
 walked on the recorded hits. At T > 0 tokens are argmax(logits + T * noise of the position); drafts are either plain
-argmax, or take the same noise ("coupled").
+argmax, or take the same noise ("coupled"), with the drafter's logits as they are or multiplied by --sharpness first.
 """
 
 import argparse
@@ -54,14 +54,14 @@ def walk(hits, length):
 
 
 class Evaluator:
-    def __init__(self, config, target, drafter, tokenizer, rows, columns, max_new):
+    def __init__(self, config, target, drafter, tokenizer, rows, columns, max_new, sharpness=(1.0,)):
         self.config, self.target, self.drafter, self.tokenizer = config, target, drafter, tokenizer
         self.device = target.embed_tokens.weight.device
-        self.max_new = max_new
+        self.max_new, self.sharpness = max_new, sharpness
         self.decoder = Decoder(target, rows, columns)
 
     def draft_hits(self, prompts, answers, temperature, noise):
-        """-> per answer {"argmax": hits, "coupled": hits}; noise [max_new, rows, V] or None."""
+        """-> per answer {"argmax": hits, "coupled x1": hits, ...}; noise [max_new, rows, V] or None."""
         config, size = self.config, self.config.draft_block
         full = [p + a for p, a in zip(prompts, answers)]
         length = -(-max(map(len, full)) // 128) * 128
@@ -91,7 +91,8 @@ class Evaluator:
             hits = {"argmax": own.argmax(-1) == truth}
             if noise is not None:
                 shared = noise[where.clamp_max(self.max_new - 1), row]
-                hits["coupled"] = (own + temperature * shared).argmax(-1) == truth
+                for factor in self.sharpness:
+                    hits[f"coupled x{factor:g}"] = (factor * own + temperature * shared).argmax(-1) == truth
             results.append({k: v.cpu() for k, v in hits.items()})
         return results
 
@@ -152,19 +153,22 @@ def main():
     parser.add_argument("--columns", type=int, default=2304)
     parser.add_argument("--max-new", type=int, default=128)
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 1.0])
+    parser.add_argument("--sharpness", type=float, nargs="*", default=[1.0, 3.0])
     parser.add_argument("--samples", type=int, default=2, help="answers to print for each set")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, target, drafter = read_pair(args.target, args.draft, device)
     tokenizer = Tokenizer.from_file(str(pathlib.Path(args.target) / "tokenizer.json"))
-    evaluator = Evaluator(config, target, drafter, tokenizer, args.rows, args.columns, args.max_new)
+    evaluator = Evaluator(config, target, drafter, tokenizer, args.rows, args.columns, args.max_new,
+                          args.sharpness)
 
     report = {}
     for name, prompts in load_prompts(args.eval, args.limit).items():
         for temperature in args.temperatures:
             started = time.time()
             entries = evaluator.run([text for _, text in prompts], temperature, seed=7)
-            for kind in ("argmax", "coupled") if temperature > 0 else ("argmax",):
+            coupled = [f"coupled x{factor:g}" for factor in args.sharpness] if temperature > 0 else []
+            for kind in ["argmax"] + coupled:
                 label = f"T={temperature:g} {kind}"
                 result = summarize(entries, kind, config.draft_block)
                 categories = sorted({c for c, _ in prompts})
