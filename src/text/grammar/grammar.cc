@@ -91,6 +91,7 @@ Result<std::shared_ptr<const CompiledGrammar>> CompiledGrammar::compile(
              grammar::compile_pushdown(rules, usable, vocabulary->max_token_bytes(), budget));
   auto matcher =
       std::make_unique<Matcher>(std::move(pushdown), std::move(vocabulary), limits.max_cache_bytes);
+  matcher->warm(limits.max_warm_nodes);
   return std::shared_ptr<const CompiledGrammar>(new CompiledGrammar(std::move(matcher)));
 }
 

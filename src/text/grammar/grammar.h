@@ -74,6 +74,9 @@ struct GrammarLimits {
   int64_t max_compile_steps = 30'000'000;
   int64_t max_states = 400'000;
   size_t max_cache_bytes = 64 << 20;  // of masks and transitions found while decoding
+  // Masks are found ahead while this many trie nodes last (about 5 ns each), so that the thread
+  // that decodes seldom waits for one.
+  int64_t max_warm_nodes = 4'000'000;
 };
 
 // Immutable to its users, and safe to use from many threads: what it finds while decoding is cached

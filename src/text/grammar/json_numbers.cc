@@ -8,6 +8,7 @@ namespace {
 constexpr int kMaxExponent = 60;
 constexpr size_t kMaxDigits = 80;
 constexpr size_t kFreeIntegerDigits = 18;
+constexpr size_t kMaxMultipleStates = 50'000;
 constexpr size_t kExactDoubleDigits = 15;  // any decimal of 15 digits survives a double
 
 // Non-negative integers as digits.
@@ -331,6 +332,44 @@ Result<ExprId> decimals_in(const NumberRange& range, Rules& rules, std::string_v
     parts.push_back(rules.sequence({rules.literal("-"), part}));
   }
   return parts.empty() ? rules.nothing() : rules.choice(std::move(parts));
+}
+
+// With step = c / 10^k a decimal is a multiple if its digits, padded to k behind the point, are a
+// number that c divides: long division, the remainder is the state.
+Result<Automaton> multiples_of(const Decimal& step) {
+  const std::string digits_of_c = step.whole + step.fraction;
+  const size_t k = step.fraction.size();
+  if (step.is_negative || is_zero(step)) return invalid("expected a number above 0");
+  const size_t c = digits_of_c.size() <= 6 ? std::stoul(digits_of_c) : kMaxMultipleStates;
+  if (c * (k + 2) > kMaxMultipleStates) {
+    return make_error(ErrorKind::kUnsupported, "a step of so many digits is not supported");
+  }
+  // Start, behind the sign; then rows of c remainders: whole digits, behind the point, and after
+  // each of k fraction digits.
+  Automaton automaton;
+  automaton.states.resize(2 + c * (k + 2));
+  const auto state_of = [c](size_t row, size_t remainder) {
+    return static_cast<int32_t>(2 + row * c + remainder);
+  };
+  const auto add_digits = [&](int32_t from, size_t remainder, size_t to_row) {
+    for (uint8_t digit = 0; digit < 10; ++digit) {
+      const uint8_t byte = static_cast<uint8_t>('0' + digit);
+      const size_t to = (remainder * 10 + digit) % c;
+      automaton.states[from].bytes.push_back({byte, byte, state_of(to_row, to)});
+    }
+  };
+  automaton.states[0].bytes.push_back({'-', '-', 1});
+  for (const int32_t start : {0, 1}) add_digits(start, 0, 0);
+  for (size_t r = 0; r < c; ++r) {
+    if (k > 0) automaton.states[state_of(0, r)].bytes.push_back({'.', '.', state_of(1, r)});
+    add_digits(state_of(0, r), r, 0);
+    size_t padded = r;  // the remainder once the digits that are missing are read as zeros
+    for (size_t read = k + 1; read-- > 0; padded = padded * 10 % c) {
+      automaton.states[state_of(read == 0 ? 0 : read + 1, r)].accepting = padded == 0;
+      if (read < k) add_digits(state_of(read + 1, r), r, read + 2);
+    }
+  }
+  return automaton;
 }
 
 }  // namespace volley::grammar

@@ -51,4 +51,7 @@ ExprId integers_in(const NumberRange& range, Rules& rules);
 Result<ExprId> decimals_in(const NumberRange& range, Rules& rules, std::string_view name,
                            Budget& budget);
 
+// Decimals (without exponent; leading zeros are the caller's affair) that are multiples of `step`.
+Result<Automaton> multiples_of(const Decimal& step);
+
 }  // namespace volley::grammar

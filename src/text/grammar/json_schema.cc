@@ -1,7 +1,6 @@
 #include "text/grammar/json_schema.h"
 
 #include <algorithm>
-#include <array>
 
 #include "text/grammar/automaton.h"
 #include "text/grammar/regex.h"
@@ -23,39 +22,41 @@ tl::unexpected<Error> schema_error(const SchemaNode& where, fmt::format_string<A
                  fmt::format(format, std::forward<Args>(args)...));
 }
 
-constexpr auto kAnnotations = std::to_array<std::string_view>(
-    {"title", "description", "default", "examples", "example", "$schema", "$id", "$comment",
-     "$defs", "definitions", "deprecated", "readOnly", "writeOnly", "contentEncoding",
-     "contentMediaType", "discriminator", "externalDocs", "xml"});
+constexpr std::string_view kAnnotations[] = {
+    "title",         "description",  "default",   "examples",        "example",
+    "$schema",       "$id",          "$comment",  "$defs",           "definitions",
+    "deprecated",    "readOnly",     "writeOnly", "contentEncoding", "contentMediaType",
+    "discriminator", "externalDocs", "xml"};
 
-constexpr auto kConstraints = std::to_array<std::string_view>({"type",
-                                                               "enum",
-                                                               "const",
-                                                               "nullable",
-                                                               "$ref",
-                                                               "allOf",
-                                                               "anyOf",
-                                                               "oneOf",
-                                                               "properties",
-                                                               "required",
-                                                               "additionalProperties",
-                                                               "unevaluatedProperties",
-                                                               "items",
-                                                               "prefixItems",
-                                                               "minItems",
-                                                               "maxItems",
-                                                               "minLength",
-                                                               "maxLength",
-                                                               "pattern",
-                                                               "format",
-                                                               "minimum",
-                                                               "maximum",
-                                                               "exclusiveMinimum",
-                                                               "exclusiveMaximum"});
+constexpr std::string_view kConstraints[] = {"type",
+                                             "enum",
+                                             "const",
+                                             "nullable",
+                                             "$ref",
+                                             "allOf",
+                                             "anyOf",
+                                             "oneOf",
+                                             "properties",
+                                             "required",
+                                             "additionalProperties",
+                                             "unevaluatedProperties",
+                                             "items",
+                                             "prefixItems",
+                                             "minItems",
+                                             "maxItems",
+                                             "minLength",
+                                             "maxLength",
+                                             "pattern",
+                                             "format",
+                                             "minimum",
+                                             "maximum",
+                                             "exclusiveMinimum",
+                                             "exclusiveMaximum",
+                                             "multipleOf"};
 
 template <class List>
 bool contains(const List& list, std::string_view name) {
-  return std::find(list.begin(), list.end(), name) != list.end();
+  return std::find(std::begin(list), std::end(list), name) != std::end(list);
 }
 
 bool is_annotation(std::string_view name) {
@@ -417,6 +418,7 @@ Result<ExprId> JsonSchemaCompiler::build_values(const Conjunction& all, unsigned
   }
   VOLLEY_TRY(const Strings strings, strings_of(all));
   VOLLEY_TRY(const NumberRange range, range_of(all));
+  VOLLEY_TRY(const std::vector<Automaton> multiples, multiples_in(all));
   std::vector<std::string> texts;
   std::vector<ExprId> parts;
   for (const SchemaNode* value : values) {
@@ -424,7 +426,11 @@ Result<ExprId> JsonSchemaCompiler::build_values(const Conjunction& all, unsigned
     if (value->is(Type::kString) && !strings.accepts(value->text)) continue;
     if (value->is(Type::kNumber)) {
       VOLLEY_TRY(const Decimal number, parse_decimal(value->text));
-      if (!range.contains(number)) continue;
+      const std::string text = number.to_string();
+      const bool fits = range.contains(number) &&
+                        std::all_of(multiples.begin(), multiples.end(),
+                                    [&](const Automaton& one) { return one.accepts(text); });
+      if (!fits) continue;
     }
     if (value->is(Type::kArray) || value->is(Type::kObject)) {
       for (const Part& part : all.parts) {
@@ -573,13 +579,41 @@ Result<NumberRange> JsonSchemaCompiler::range_of(const Conjunction& all) {
   return range;
 }
 
+Result<std::vector<Automaton>> JsonSchemaCompiler::multiples_in(const Conjunction& all) {
+  std::vector<Automaton> multiples;
+  for (const Part& part : all.parts) {
+    const SchemaNode* node = part.node->find("multipleOf");
+    if (node == nullptr) continue;
+    if (!node->is(Type::kNumber)) return schema_error(*node, "expected a number");
+    const Result<Decimal> step = parse_decimal(node->text);
+    if (!step) return schema_error(*node, "{}", step.error().message);
+    Result<Automaton> automaton = multiples_of(*step);
+    if (!automaton) return schema_error(*node, "{}", automaton.error().message);
+    budget_.spend(10 * static_cast<int64_t>(automaton->states.size()));
+    multiples.push_back(*std::move(automaton));
+  }
+  return multiples;
+}
+
 Result<ExprId> JsonSchemaCompiler::build_number(const Conjunction& all, bool is_integer) {
   VOLLEY_TRY(const NumberRange range, range_of(all));
-  if (!range.min && !range.max) {
+  VOLLEY_TRY(const std::vector<Automaton> multiples, multiples_in(all));
+  if (!range.min && !range.max && multiples.empty()) {
     return rules_.call(is_integer ? text_.integer() : text_.number());
   }
-  if (is_integer) return integers_in(range, rules_);
-  return decimals_in(range, rules_, "JSON schema, " + all.parts[0].node->path(), budget_);
+  const std::string name = "JSON schema, " + all.parts[0].node->path();
+  ExprId numbers{};
+  if (is_integer) {
+    numbers = integers_in(range, rules_);
+  } else {
+    VOLLEY_TRY(numbers, decimals_in(range, rules_, name, budget_));
+  }
+  if (multiples.empty()) return numbers;
+  VOLLEY_TRY(Automaton both, determinise(rules_, numbers, name, budget_));
+  for (const Automaton& one : multiples) {
+    VOLLEY_TRY(both, intersection(both, one, name, budget_));
+  }
+  return rules_.automaton(std::make_shared<const Automaton>(std::move(both)));
 }
 
 Result<ExprId> JsonSchemaCompiler::build_array(const Conjunction& all) {

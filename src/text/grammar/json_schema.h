@@ -8,7 +8,7 @@
 //   items, prefixItems, minItems, maxItems
 //   minLength, maxLength, pattern, format: date, time, date-time, duration, uuid, email, hostname,
 //     ipv4, ipv6, uri
-//   minimum, maximum, exclusiveMinimum, exclusiveMaximum, exactly
+//   minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf, exactly
 //
 // Annotations (title, description, default, examples, ...) are skipped; any other keyword is an
 // error that names it and its place. What is written is narrower than what the schema admits where
@@ -87,6 +87,7 @@ class JsonSchemaCompiler {
   Result<ExprId> build_string(const Conjunction& all);
   Result<Strings> strings_of(const Conjunction& all);
   Result<NumberRange> range_of(const Conjunction& all);
+  Result<std::vector<Automaton>> multiples_in(const Conjunction& all);
   Result<ExprId> build_number(const Conjunction& all, bool is_integer);
   Result<ExprId> build_array(const Conjunction& all);
   Result<ExprId> build_object(const Conjunction& all);

@@ -219,6 +219,27 @@ TEST(JsonSchema, NumberBoundsAreExact) {
                   {"0", "0.1"});
 }
 
+TEST(JsonSchema, MultiplesAreExact) {
+  const auto sevens = schema(R"({"type":"integer","multipleOf":7,"minimum":-50,"maximum":1000})");
+  const auto quarters = schema(R"({"type":"number","multipleOf":0.25,"minimum":-2})");
+  const auto both = schema(R"({"allOf":[{"multipleOf":4},{"multipleOf":6}],"type":"integer"})");
+  for (int value = -200; value <= 1200; ++value) {
+    const std::string text = std::to_string(value);
+    ASSERT_EQ(accepts_document(sevens, text), value % 7 == 0 && value >= -50 && value <= 1000)
+        << text;
+    ASSERT_EQ(accepts_document(both, text), value % 12 == 0) << text;
+    const std::string hundredths = fmt::format("{}{}.{:02}", value < 0 ? "-" : "",
+                                               std::abs(value) / 100, std::abs(value) % 100);
+    ASSERT_EQ(accepts_document(quarters, hundredths), value % 25 == 0 && value >= -200)
+        << hundredths;
+  }
+  expect_language(quarters, {"0", "3", "1.5", "1.50"}, {"0.1", "-3"});
+  expect_language(schema(R"({"enum":[1,2,3,4.5],"multipleOf":1.5})"), {"3", "4.5"}, {"1", "2"});
+  EXPECT_THAT(error_of(R"({"type":"number","multipleOf":0})"), HasSubstr("#/multipleOf: expected"));
+  EXPECT_THAT(error_of(R"({"type":"number","multipleOf":1e-20})"), HasSubstr("#/multipleOf"));
+  EXPECT_THAT(error_of(R"({"type":"number","multipleOf":"x"})"), HasSubstr("#/multipleOf"));
+}
+
 TEST(JsonSchema, AnyOfAllOf) {
   expect_language(schema(R"({"anyOf":[{"type":"integer"},{"type":"string","maxLength":1}]})"),
                   {"12", R"("a")"}, {R"("ab")", "null"});

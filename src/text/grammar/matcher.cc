@@ -38,6 +38,16 @@ size_t CompiledGrammar::Matcher::memory_bytes() const {
          memo_bytes_;
 }
 
+void CompiledGrammar::Matcher::warm(int64_t max_nodes) {
+  const std::lock_guard lock(mutex_);
+  num_nodes_walked_ = 0;
+  for (int32_t state = 0; state < pushdown_.num_states(); ++state) {
+    if (num_nodes_walked_ > max_nodes || memo_bytes_ > max_cache_bytes_ / 2) break;
+    if (!pushdown_.states[state].is_final) memo(-1, state);
+  }
+  trim();
+}
+
 void CompiledGrammar::Matcher::begin(GrammarState& state) const {
   const int32_t start = pushdown_.root_start;
   const bool has_way =
@@ -64,6 +74,7 @@ void CompiledGrammar::Matcher::walk(uint32_t from, int32_t state, std::vector<in
   if (sets_[sets_.start(state)].can_leave) leaves.push_back(from);
   for (uint32_t node = from + 1; node < end;) {
     const TokenTrie::Node& at = nodes[node];
+    ++num_nodes_walked_;
     const int32_t set = sets_.step(set_at_depth_[at.depth - 1], at.byte);
     if (set == StackSets::kDead) {
       node = at.subtree_end;

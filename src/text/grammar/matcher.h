@@ -25,6 +25,9 @@ class CompiledGrammar::Matcher {
   const grammar::Pushdown& pushdown() const { return pushdown_; }
   size_t memory_bytes() const;
 
+  // Finds the masks of all frames ahead of their use, as far as about `max_nodes` trie nodes go.
+  void warm(int64_t max_nodes);
+
   void begin(GrammarState& state) const;
   void allowed(const GrammarState& state, std::span<uint32_t> mask);
   bool accept(GrammarState& state, std::string_view bytes);
@@ -55,6 +58,7 @@ class CompiledGrammar::Matcher {
   std::unordered_map<uint64_t, int32_t> memo_ids_;  // (memo of the frame above, state) to index
   std::vector<std::unique_ptr<Memo>> memos_;
   size_t memo_bytes_ = 0;
+  int64_t num_nodes_walked_ = 0;
   std::vector<int32_t> set_at_depth_;  // scratch of walk()
 };
 

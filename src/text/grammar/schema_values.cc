@@ -58,7 +58,7 @@ unsigned implied_types(std::string_view keyword) {
     return kStringType;
   }
   if (keyword == "minimum" || keyword == "maximum" || keyword == "exclusiveMinimum" ||
-      keyword == "exclusiveMaximum") {
+      keyword == "exclusiveMaximum" || keyword == "multipleOf") {
     return kIntegerType | kFractionType;
   }
   return 0;
