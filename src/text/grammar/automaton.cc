@@ -80,7 +80,7 @@ class Nfa {
 
  private:
   int32_t add_state() {
-    budget_.spend(4);
+    budget_.spend(12);
     heads_.push_back(-1);
     return static_cast<int32_t>(heads_.size() - 1);
   }

@@ -34,11 +34,11 @@ struct Automaton {
   bool matches_nothing() const;               // no calls
 };
 
-// What one compilation may still spend. Steps are elementary operations (about 10 ns each, and at
-// most four bytes kept), counted rather than timed so that the same input gives the same answer on
-// every machine.
+// What one compilation may still spend. Steps are elementary operations (about 25 ns and a few
+// bytes each), counted rather than timed so that the same input gives the same answer on every
+// machine.
 struct Budget {
-  int64_t steps = 30'000'000;
+  int64_t steps = 20'000'000;
   int64_t states = 400'000;  // of all deterministic automata together
 
   bool spend(int64_t n) { return (steps -= n) >= 0; }

@@ -70,8 +70,8 @@ struct GrammarLimits {
   size_t max_text_bytes = 256 << 10;  // of the schema, the grammar or all choices together
   int max_depth = 64;                 // nesting of the schema, of groups in a grammar or a pattern
   int max_rules = 20'000;
-  // See Budget in automaton.h: about a quarter of a second and 120 MB at most.
-  int64_t max_compile_steps = 30'000'000;
+  // See Budget in automaton.h: half a second and 100 MiB at the worst that was found.
+  int64_t max_compile_steps = 20'000'000;
   int64_t max_states = 400'000;
   size_t max_cache_bytes = 64 << 20;  // of masks and transitions found while decoding
   // Masks are found ahead while this many trie nodes last (about 5 ns each), so that the thread
