@@ -13,6 +13,7 @@
 
 #include "ops/cpu/simd_avx512.h"
 // after simd
+#include "ops/cpu/attention_kernels.h"
 #include "ops/cpu/row_kernels.h"
 
 namespace volley::cpu {
@@ -301,7 +302,7 @@ void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
 
 // ---- KV cache and attention.
 
-constexpr int32_t kKeysPerTile = 32;  // positions of one step of the values' sum
+static_assert(kKeyRun == kTileK);  // a run of keys is one step of the values' sum
 
 inline int32_t padded_dim(int32_t head_dim) {
   return (head_dim + 31) / 32 * 32;
@@ -321,7 +322,7 @@ void amx_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t ro
         for (int32_t i = 0; i < d / 2; ++i) keys[i * 16] = pairs[i];
         // Values: every other 16-bit element of a row of the tile.
         auto* values = reinterpret_cast<uint16_t*>(head + task.kv.values_offset) +
-                       slot / kKeysPerTile * kKeysPerTile * d + slot % kKeysPerTile / 2 * kTileK;
+                       slot / kKeyRun * kKeyRun * d + slot % kKeyRun / 2 * kTileK;
         const __mmask32 mask = slot % 2 == 0 ? 0x55555555u : 0xAAAAAAAAu;
         const __m512 limit = _mm512_set1_ps(3.38953139e38f);  // the largest bf16
         for (int32_t c = 0; c < d; c += 16, values += kTileSize) {
@@ -344,34 +345,35 @@ struct Queries {
   SoftmaxState softmax[kTileRows];
   alignas(64) uint16_t q[kMaxHeadDim / kTileK][kTileSize];  // A tiles
   alignas(64) float scores[kTileRows][kKeyChunk];
-  alignas(64) uint16_t weights[kKeyChunk / kKeysPerTile][kTileSize];  // A tiles
-  alignas(64) float out[kMaxHeadDim / 16][kTileRows][16];             // tiles of sums
+  alignas(64) uint16_t weights[kKeyChunk / kKeyRun][kTileSize];  // A tiles
+  alignas(64) float out[kMaxHeadDim / 16][kTileRows][16];        // tiles of sums
 };
 
-inline void load_queries(const AttentionTask& task, const QueryBlock& block, int32_t kv_head,
-                         Queries& queries) {
+inline KeySpan load_queries(const AttentionTask& task, const QueryBlock& block, int32_t kv_head,
+                            Queries& queries) {
   const int32_t d = task.kv.head_dim;
-  const int32_t group = task.num_heads / task.num_kv_heads;
+  KeySpan span;
   queries.count = block.num_queries;
   for (int32_t i = 0; i < queries.count; ++i) {
-    const int64_t row = block.first_row + (block.first_query + i) / group;
-    const int64_t head = kv_head * group + (block.first_query + i) % group;
+    const auto [row, column] = query_place(task, block, kv_head, i);
     queries.begin[i] = task.key_begin[row];
     queries.end[i] = task.key_end[row];
-    const float* q = task.qkv + row * task.qkv_stride + head * d;
-    for (int32_t c = 0; c < padded_dim(d); c += 16) {
-      auto* out = reinterpret_cast<__m256i*>(queries.q[c / kTileK] + i * kTileK + c % kTileK);
-      _mm256_storeu_si256(out, c < d ? to_bf16(load(q + c)) : _mm256_setzero_si256());
+    span.add(queries.begin[i], queries.end[i]);
+    const float* q = task.qkv + row * task.qkv_stride + column;
+    for (int32_t x = 0; x < padded_dim(d); x += 16) {
+      auto* out = reinterpret_cast<__m256i*>(queries.q[x / kTileK] + i * kTileK + x % kTileK);
+      _mm256_storeu_si256(out, x < d ? to_bf16(load(q + x)) : _mm256_setzero_si256());
     }
-    for (int32_t c = 0; c < d; c += 16) store(queries.out[c / 16][i], zero());
+    for (int32_t x = 0; x < d; x += 16) store(queries.out[x / 16][i], zero());
   }
+  return span;
 }
 
-// scores[.][position - chunk] for 32 positions from `position`.
-inline void score_keys(const KvLayer& kv, const char* keys, int32_t column, Queries& queries) {
+// scores[.][c] for the 32 keys from offset c on.
+inline void score_keys(const char* keys, int32_t head_dim, int32_t c, Queries& queries) {
   _tile_zero(0);
   _tile_zero(1);
-  const int32_t num_steps = padded_dim(kv.head_dim) / kTileK;
+  const int32_t num_steps = padded_dim(head_dim) / kTileK;
   const auto* low = reinterpret_cast<const uint16_t*>(keys);
   const uint16_t* high = low + num_steps * kTileSize;
   for (int32_t step = 0; step < num_steps; ++step) {
@@ -381,40 +383,37 @@ inline void score_keys(const KvLayer& kv, const char* keys, int32_t column, Quer
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
   }
-  _tile_stored(0, queries.scores[0] + column, kKeyChunk * 4);
-  _tile_stored(1, queries.scores[0] + column + 16, kKeyChunk * 4);
+  _tile_stored(0, queries.scores[0] + c, kKeyChunk * 4);
+  _tile_stored(1, queries.scores[0] + c + 16, kKeyChunk * 4);
 }
 
 // Scores of query i become bf16 weights; what was summed before is rescaled.
 inline void weigh_keys(int32_t head_dim, int32_t chunk, int32_t first, int32_t last, int32_t i,
                        Queries& queries) {
-  const KeyWindow keys = {first - chunk, last - chunk, queries.begin[i] - chunk,
-                          queries.end[i] - chunk};
-  const float factor = soften_scores(
-      queries.scores[i], keys, inverse_sqrt(static_cast<float>(head_dim)), queries.softmax[i],
-      [&](int32_t c, F16 weight) {
-        uint16_t* tile = queries.weights[c / kKeysPerTile] + i * kTileK + c % kKeysPerTile;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(tile), to_bf16(weight));
-      });
+  const KeyWindow keys = {first, last, queries.begin[i] - chunk, queries.end[i] - chunk};
+  const float factor =
+      soften_scores(queries.scores[i], keys, inverse_sqrt(static_cast<float>(head_dim)),
+                    queries.softmax[i], [&](int32_t c, F16 weight) {
+                      uint16_t* tile = queries.weights[c / kKeyRun] + i * kTileK + c % kKeyRun;
+                      _mm256_storeu_si256(reinterpret_cast<__m256i*>(tile), to_bf16(weight));
+                    });
   if (factor == 1.0f) return;
   for (int32_t tile = 0; tile < head_dim / 16; ++tile)
     store(queries.out[tile][i], mul(load(queries.out[tile][i]), set1(factor)));
 }
 
-// out += weights . values for positions [first, last) of one chunk, four tiles of head_dim at once.
+// out += weights . values over offsets [first, last), kTiles tiles of head_dim at once.
 template <int kTiles>
-inline void add_values(const AttentionTask& task, const int32_t* pages, int32_t kv_head,
-                       int32_t chunk, int32_t first, int32_t last, int32_t tile, Queries& queries) {
+inline void add_values(const ChunkPlaces& places, int32_t first, int32_t last, int32_t tile,
+                       Queries& queries) {
   constexpr int64_t kStride = 64;
   _tile_loadd(0, queries.out[tile], kStride);
   if constexpr (kTiles > 1) _tile_loadd(1, queries.out[tile + 1], kStride);
   if constexpr (kTiles > 2) _tile_loadd(2, queries.out[tile + 2], kStride);
   if constexpr (kTiles > 3) _tile_loadd(3, queries.out[tile + 3], kStride);
-  for (int32_t position = first; position < last; position += kKeysPerTile) {
-    const char* head = page_head(task.kv, pages, position, kv_head) + task.kv.values_offset;
-    const uint16_t* values = reinterpret_cast<const uint16_t*>(head) +
-                             position % task.kv.page_size * task.kv.head_dim + tile * kTileSize;
-    _tile_loadd(4, queries.weights[(position - chunk) / kKeysPerTile], kLine);
+  for (int32_t run = first / kKeyRun; run < last / kKeyRun; ++run) {
+    const auto* values = reinterpret_cast<const uint16_t*>(places.values[run]) + tile * kTileSize;
+    _tile_loadd(4, queries.weights[run], kLine);
     _tile_loadd(6, values, kLine);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kTiles > 1) {
@@ -436,49 +435,32 @@ inline void add_values(const AttentionTask& task, const int32_t* pages, int32_t 
   if constexpr (kTiles > 3) _tile_stored(3, queries.out[tile + 3], kStride);
 }
 
-inline void attend_chunk(const AttentionTask& task, const int32_t* pages, int32_t kv_head,
-                         int32_t chunk, int32_t first, int32_t last, Queries& queries) {
-  const int32_t d = task.kv.head_dim;
-  for (int32_t position = first; position < last; position += kKeysPerTile) {
-    const char* keys = page_head(task.kv, pages, position, kv_head) +
-                       position % task.kv.page_size * padded_dim(d) * 2;
-    score_keys(task.kv, keys, position - chunk, queries);
-  }
-  for (int32_t i = 0; i < queries.count; ++i) weigh_keys(d, chunk, first, last, i, queries);
-  int32_t tile = 0;
-  for (; tile + 4 <= d / 16; tile += 4)
-    add_values<4>(task, pages, kv_head, chunk, first, last, tile, queries);
-  for (; tile + 2 <= d / 16; tile += 2)
-    add_values<2>(task, pages, kv_head, chunk, first, last, tile, queries);
-  if (tile < d / 16) add_values<1>(task, pages, kv_head, chunk, first, last, tile, queries);
-}
-
 void amx_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_head) {
+  const int32_t d = task.kv.head_dim;
   Queries queries;
-  load_queries(task, block, kv_head, queries);
-  int32_t all_begin = INT32_MAX, all_end = 0;
-  for (int32_t i = 0; i < queries.count; ++i) {
-    if (queries.begin[i] < all_begin) all_begin = queries.begin[i];
-    if (queries.end[i] > all_end) all_end = queries.end[i];
-  }
+  const KeySpan span = load_queries(task, block, kv_head, queries);
   const int32_t* pages = task.page_tables[task.sequences[block.first_row]];
   const TileScope tiles = TileScope::attention(queries.count);
-  for (int32_t chunk = all_begin / kKeyChunk * kKeyChunk; chunk < all_end; chunk += kKeyChunk) {
-    const int32_t first = (all_begin > chunk ? all_begin : chunk) / kKeysPerTile * kKeysPerTile;
-    const int32_t limit = all_end < chunk + kKeyChunk ? all_end : chunk + kKeyChunk;
-    const int32_t last = (limit + kKeysPerTile - 1) / kKeysPerTile * kKeysPerTile;
-    attend_chunk(task, pages, kv_head, chunk, first, last, queries);
-  }
-  const int32_t d = task.kv.head_dim;
-  const int32_t group = task.num_heads / task.num_kv_heads;
+  for_chunks(span, kKeyRun, [&](int32_t chunk, int32_t first, int32_t last) {
+    ChunkPlaces places;
+    find_places(task.kv, pages, kv_head, chunk, first, last, padded_dim(d) * 2, d * 2, places);
+    first -= chunk;
+    last -= chunk;
+    for (int32_t c = first; c < last; c += kKeyRun)
+      score_keys(places.keys[c / kKeyRun], d, c, queries);
+    for (int32_t i = 0; i < queries.count; ++i) weigh_keys(d, chunk, first, last, i, queries);
+    int32_t tile = 0;
+    for (; tile + 4 <= d / 16; tile += 4) add_values<4>(places, first, last, tile, queries);
+    for (; tile + 2 <= d / 16; tile += 2) add_values<2>(places, first, last, tile, queries);
+    if (tile < d / 16) add_values<1>(places, first, last, tile, queries);
+  });
   for (int32_t i = 0; i < queries.count; ++i) {
-    const int64_t row = block.first_row + (block.first_query + i) / group;
-    const int64_t head = kv_head * group + (block.first_query + i) % group;
-    float* out = task.out + row * task.out_stride + head * d;
+    const auto [row, column] = query_place(task, block, kv_head, i);
     const F16 scale = set1(1.0f / queries.softmax[i].sum);
     // Adding zero turns -0 into 0: a masked key may have added -0 or 0.
-    for (int32_t c = 0; c < d; c += 16)
-      store(out + c, add(mul(load(queries.out[c / 16][i]), scale), zero()));
+    for (int32_t x = 0; x < d; x += 16)
+      store(task.out + row * task.out_stride + column + x,
+            add(mul(load(queries.out[x / 16][i]), scale), zero()));
   }
 }
 

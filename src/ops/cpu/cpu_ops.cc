@@ -235,13 +235,14 @@ class CpuOps final : public Ops {
                                 .kv = static_cast<const CpuKv&>(kv).layer(layer_idx)};
     const int64_t num_keys = list_query_blocks(layout, rows, keys);
     const int64_t num_tasks = static_cast<int64_t>(blocks_.size()) * layout.num_kv_heads;
-    // Which thread takes which task does not matter. Last blocks first: under a causal mask they
-    // have the most keys, and a long task at the end would leave the others waiting.
+    // Which thread takes which task does not matter. Tasks of one kv head follow each other, so
+    // that its keys stay in cache; the last rows come first, since under a causal mask they have
+    // the most keys, and a long task at the end would leave the other threads waiting.
+    const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
     std::atomic<int64_t> next = num_tasks;
     const auto work = [&](int) {
       for (int64_t i; (i = next.fetch_sub(1, std::memory_order_relaxed) - 1) >= 0;)
-        kernels_.attend(task, blocks_[i / layout.num_kv_heads],
-                        static_cast<int32_t>(i % layout.num_kv_heads));
+        kernels_.attend(task, blocks_[i % num_blocks], static_cast<int32_t>(i / num_blocks));
     };
     if (num_tasks == 1 || num_keys * layout.num_kv_heads * layout.head_dim < kSerialKeyElements)
       work(0);

@@ -8,6 +8,7 @@
 // upon the rescaled sum of the chunks before. A masked key adds an exact zero, so a query sees no
 // difference between a chunk it shares with other queries and one it has alone.
 
+#include "ops/cpu/attention_kernels.h"
 #include "ops/cpu/row_kernels.h"
 
 namespace volley::cpu {
@@ -90,8 +91,10 @@ void f32_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t ro
             [&](char* head, int32_t slot, const float* key, const float* value) {
               float* keys = reinterpret_cast<float*>(head) + (slot / 16) * 16 * d + slot % 16;
               for (int32_t i = 0; i < d; ++i) keys[i * 16] = key[i];
-              float* values = reinterpret_cast<float*>(head + task.kv.values_offset) + slot * d;
-              for (int32_t i = 0; i < d; ++i) values[i] = finite_or_zero(value[i]);
+              float* values = reinterpret_cast<float*>(head + task.kv.values_offset) +
+                              slot / 16 * 16 * d + slot % 16 * 16;
+              for (int32_t x = 0; x < d; ++x)
+                values[x / 16 * 256 + x % 16] = finite_or_zero(value[x]);
             });
 }
 
@@ -106,102 +109,89 @@ struct Queries {
   alignas(64) float out[kAttentionRows][kMaxHeadDim];
 };
 
-// scores[.][position - chunk] for positions [first, last), both multiples of 16.
+// scores[.][c] for offsets [first, last) into the chunk, both multiples of 16.
 template <int Q>
-void score_keys(const KvLayer& kv, const int32_t* pages, int32_t kv_head, int32_t chunk,
-                int32_t first, int32_t last, Queries& queries) {
-  const int32_t d = kv.head_dim;
-  for (int32_t position = first; position < last; position += 16) {
-    const float* keys = reinterpret_cast<const float*>(page_head(kv, pages, position, kv_head)) +
-                        (position % kv.page_size) * d;
+void score_keys(const ChunkPlaces& places, int32_t d, int32_t first, int32_t last,
+                Queries& queries) {
+  for (int32_t c = first; c < last; c += 16) {
+    const auto* keys = reinterpret_cast<const float*>(places.keys[c / kKeyRun]) + c % kKeyRun * d;
     F16 dots[Q];
     for (int i = 0; i < Q; ++i) dots[i] = zero();
-    for (int32_t c = 0; c < d; ++c) {
-      const F16 key = load(keys + c * 16);
-      for (int i = 0; i < Q; ++i) dots[i] = fma(set1(queries.q[c][i]), key, dots[i]);
+    for (int32_t x = 0; x < d; ++x) {
+      const F16 key = load(keys + x * 16);
+      for (int i = 0; i < Q; ++i) dots[i] = fma(set1(queries.q[x][i]), key, dots[i]);
     }
-    for (int i = 0; i < Q; ++i) store(queries.scores[i] + (position - chunk), dots[i]);
+    for (int i = 0; i < Q; ++i) store(queries.scores[i] + c, dots[i]);
   }
 }
 
 // Scores become weights; what was summed before is rescaled.
 inline void weigh_keys(int32_t d, int32_t chunk, int32_t first, int32_t last, int i,
                        Queries& queries) {
-  const KeyWindow keys = {first - chunk, last - chunk, queries.begin[i] - chunk,
-                          queries.end[i] - chunk};
+  const KeyWindow keys = {first, last, queries.begin[i] - chunk, queries.end[i] - chunk};
   float* scores = queries.scores[i];
   const float factor =
       soften_scores(scores, keys, inverse_sqrt(static_cast<float>(d)), queries.softmax[i],
                     [&](int32_t c, F16 weight) { store(scores + c, weight); });
   if (factor == 1.0f) return;
-  for (int32_t c = 0; c < d; c += 16)
-    store(queries.out[i] + c, mul(load(queries.out[i] + c), set1(factor)));
+  for (int32_t x = 0; x < d; x += 16)
+    store(queries.out[i] + x, mul(load(queries.out[i] + x), set1(factor)));
 }
 
-// out += weights . values over positions [first, last).
+// out += weights . values over offsets [first, last).
 template <int Q>
-void add_values(const KvLayer& kv, const int32_t* pages, int32_t kv_head, int32_t chunk,
-                int32_t first, int32_t last, Queries& queries) {
-  const int32_t d = kv.head_dim;
-  for (int32_t c = 0; c < d; c += 16) {
+void add_values(const ChunkPlaces& places, int32_t d, int32_t first, int32_t last,
+                Queries& queries) {
+  for (int32_t x = 0; x < d; x += 16) {
     F16 sums[Q];
-    for (int i = 0; i < Q; ++i) sums[i] = load(queries.out[i] + c);
-    for (int32_t group = first; group < last; group += 16) {
-      const char* head = page_head(kv, pages, group, kv_head) + kv.values_offset;
-      const float* values = reinterpret_cast<const float*>(head) + (group % kv.page_size) * d + c;
-      for (int32_t key = 0; key < 16; ++key) {
-        const F16 value = load(values + key * d);
-        for (int i = 0; i < Q; ++i)
-          sums[i] = fma(set1(queries.scores[i][group - chunk + key]), value, sums[i]);
+    for (int i = 0; i < Q; ++i) sums[i] = load(queries.out[i] + x);
+    for (int32_t c = first; c < last; c += 16) {
+      const auto* values =
+          reinterpret_cast<const float*>(places.values[c / kKeyRun]) + c % kKeyRun * d + x * 16;
+      for (int32_t key = c; key < c + 16; ++key, values += 16) {
+        const F16 value = load(values);
+        for (int i = 0; i < Q; ++i) sums[i] = fma(set1(queries.scores[i][key]), value, sums[i]);
       }
     }
-    for (int i = 0; i < Q; ++i) store(queries.out[i] + c, sums[i]);
+    for (int i = 0; i < Q; ++i) store(queries.out[i] + x, sums[i]);
   }
 }
 
 void f32_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_head) {
   const int32_t d = task.kv.head_dim;
-  const int32_t group = task.num_heads / task.num_kv_heads;
-  const int32_t* pages = task.page_tables[task.sequences[block.first_row]];
   Queries queries;
   queries.count = block.num_queries;
-  int32_t all_begin = INT32_MAX, all_end = 0;
-  const auto place = [&](int i, int64_t& row, int64_t& column) {
-    row = block.first_row + (block.first_query + i) / group;
-    column = int64_t{kv_head * group + (block.first_query + i) % group} * d;
-  };
-  int64_t row, column;
+  KeySpan span;
   for (int i = 0; i < queries.count; ++i) {
-    place(i, row, column);
+    const auto [row, column] = query_place(task, block, kv_head, i);
     queries.begin[i] = task.key_begin[row];
     queries.end[i] = task.key_end[row];
-    if (queries.begin[i] < all_begin) all_begin = queries.begin[i];
-    if (queries.end[i] > all_end) all_end = queries.end[i];
+    span.add(queries.begin[i], queries.end[i]);
     const float* q = task.qkv + row * task.qkv_stride + column;
-    for (int32_t c = 0; c < d; ++c) {
-      queries.q[c][i] = q[c];
-      queries.out[i][c] = 0.0f;
+    for (int32_t x = 0; x < d; ++x) {
+      queries.q[x][i] = q[x];
+      queries.out[i][x] = 0.0f;
     }
   }
-  for (int32_t chunk = all_begin / kKeyChunk * kKeyChunk; chunk < all_end; chunk += kKeyChunk) {
-    const int32_t first = (all_begin > chunk ? all_begin : chunk) / 16 * 16;
-    const int32_t limit = all_end < chunk + kKeyChunk ? all_end : chunk + kKeyChunk;
-    const int32_t last = (limit + 15) / 16 * 16;
-    with_rows<kAttentionRows>(queries.count, [&]<int Q>() {
-      score_keys<Q>(task.kv, pages, kv_head, chunk, first, last, queries);
-    });
+  const int32_t* pages = task.page_tables[task.sequences[block.first_row]];
+  for_chunks(span, 16, [&](int32_t chunk, int32_t first, int32_t last) {
+    ChunkPlaces places;
+    find_places(task.kv, pages, kv_head, chunk, first, last, d * 4, d * 4, places);
+    first -= chunk;
+    last -= chunk;
+    with_rows<kAttentionRows>(queries.count,
+                              [&]<int Q>() { score_keys<Q>(places, d, first, last, queries); });
     for (int i = 0; i < queries.count; ++i) weigh_keys(d, chunk, first, last, i, queries);
-    with_rows<kAttentionRows>(queries.count, [&]<int Q>() {
-      add_values<Q>(task.kv, pages, kv_head, chunk, first, last, queries);
-    });
-  }
+    with_rows<kAttentionRows>(queries.count,
+                              [&]<int Q>() { add_values<Q>(places, d, first, last, queries); });
+  });
   for (int i = 0; i < queries.count; ++i) {
-    place(i, row, column);
+    const auto [row, column] = query_place(task, block, kv_head, i);
     const F16 scale = set1(1.0f / queries.softmax[i].sum);
     // Adding zero turns -0 into 0: a masked key may have added -0 or 0.
-    for (int32_t c = 0; c < d; c += 16)
-      store(task.out + row * task.out_stride + column + c,
-            add(mul(load(queries.out[i] + c), scale), zero()));
+    for (int32_t x = 0; x < d; x += 16)
+      store(task.out + row * task.out_stride + column + x,
+            add(mul(load(queries.out[i] + x), scale), zero()));
   }
 }
 

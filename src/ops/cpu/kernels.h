@@ -65,7 +65,7 @@ struct PackRowsTask {
 // One layer of a KV cache. A page holds, for each kv head, its keys and then its values.
 //   bf16 (AMX): keys per 32 positions as two columns of B tiles, [page/32][2][d_pad/32][16 pairs of
 //     d][16 keys][2]; values as B tiles, [page/32][d/16][16 pairs of keys][16 of d][2].
-//   f32 (AVX): keys [page/16][d][16 keys], values [page][d].
+//   f32 (AVX): keys [page/16][d][16 keys], values [page/16][d/16][16 keys][16 of d].
 // Values are stored finite (NaN as 0): a masked key's weight is exactly 0, and 0 times a stale
 // value must be 0.
 struct KvLayer {
