@@ -12,8 +12,8 @@ struct JinjaLimits {
   int max_parse_depth = 400;  // nesting of expressions and of statements in the source
   int max_recursion = 1200;   // evaluation frames: expressions, statements, macro calls
   int max_value_depth = 100;  // lists in lists, lazy filters over lazy filters
-  uint64_t max_steps =
-      20'000'000;  // evaluated nodes, iterated items, and every 16 bytes of text made
+  // One for every evaluated node, iterated item and object made; more where text is long.
+  uint64_t max_steps = 10'000'000;
   size_t max_output_bytes = size_t{16} << 20;
   size_t max_value_bytes = size_t{16} << 20;    // one string
   size_t max_items = 1'000'000;                 // one list or dict

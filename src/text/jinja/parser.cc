@@ -170,7 +170,7 @@ class StatementParser : public ExpressionParser {
     while (!at_operator(")")) {
       if (!macro->parameters.empty()) expect_operator(",");
       const ExprPtr parameter = parse_name_target();
-      const std::string& name = program_->symbols[parameter->symbol];
+      const std::string name = program_->symbols[parameter->symbol];
       if (std::count(macro->parameters.begin(), macro->parameters.end(), parameter->symbol) > 0) {
         syntax_error(fmt::format("duplicate argument {} in a macro's definition", repr(name)));
       }
