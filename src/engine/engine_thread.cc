@@ -94,10 +94,10 @@ void EngineThread::run() {
   while (take_mail(submissions, cancels)) {
     for (Pending& pending : submissions) start(std::move(pending));
     for (const Ticket ticket : cancels) stop_request(ticket);
-    const double step_start = now_s();
+    step_start_s_ = now_s();
     const std::span<const StepOutput> outputs = engine_.step();
     if (!outputs.empty()) {
-      totals_.busy_s += now_s() - step_start;
+      totals_.busy_s += now_s() - step_start_s_;
       ++totals_.num_steps;
     }
     for (const StepOutput& output : outputs) deliver(output);
@@ -124,8 +124,10 @@ void EngineThread::start(Pending pending) {
   }
   totals_.num_prompt_tokens += num_prompt_tokens;
   ids_.emplace(pending.ticket, *id);
-  const Live& live =
-      live_.emplace(*id, Live{pending.ticket, std::move(sink), pending.submitted_s}).first->second;
+  const Live& live = live_
+                         .emplace(*id, Live{pending.ticket, std::move(sink), num_prompt_tokens,
+                                            pending.submitted_s})
+                         .first->second;
   live.sink(GenerationEvent{});
 }
 
@@ -142,7 +144,11 @@ void EngineThread::deliver(const StepOutput& output) {
   const auto found = live_.find(output.id);
   CHECK(found != live_.end());
   Live& live = found->second;
-  if (live.scheduled_s == 0) live.scheduled_s = now_s();
+  if (live.scheduled_s == 0) {
+    live.scheduled_s = step_start_s_;
+    totals_.num_prefix_queries += live.num_prompt_tokens;
+    totals_.num_prefix_hits += output.num_cached_tokens;
+  }
   if (output.num_drafted > 0) {
     ++totals_.num_drafts;
     totals_.num_draft_tokens += output.num_drafted;
@@ -154,6 +160,8 @@ void EngineThread::deliver(const StepOutput& output) {
   if (output.tokens.empty() && output.finish == FinishReason::kNone) return;  // a prompt chunk
 
   GenerationEvent event{.tokens = {output.tokens.begin(), output.tokens.end()},
+                        .logprobs = {output.logprobs.begin(), output.logprobs.end()},
+                        .num_cached_tokens = output.num_cached_tokens,
                         .num_drafted = output.num_drafted,
                         .num_accepted_drafts = output.num_accepted_drafts,
                         .finish = output.finish,
@@ -192,9 +200,9 @@ void EngineThread::end(RequestId id, GenerationEvent&& event) {
 void EngineThread::publish() {
   totals_.num_pages = engine_.scheduler().pages().num_pages();
   totals_.num_free_pages = engine_.scheduler().pages().num_available();
-  totals_.num_running = 0;
-  for (const auto& [id, live] : live_) totals_.num_running += live.scheduled_s != 0;
-  totals_.num_waiting = static_cast<int>(live_.size()) - totals_.num_running;
+  totals_.num_running = engine_.scheduler().num_running();
+  totals_.num_waiting = engine_.scheduler().num_waiting();
+  totals_.num_preemptions = engine_.scheduler().num_preemptions();
   const std::lock_guard lock(mutex_);
   published_ = totals_;
 }

@@ -19,6 +19,8 @@ namespace volley {
 // News of one request, in order. The last one has a finish reason or an error.
 struct GenerationEvent {
   std::vector<int32_t> tokens;  // of one step; empty in the first event, which says "accepted"
+  std::vector<TokenLogprobs> logprobs;  // one a token where asked for
+  int num_cached_tokens = 0;            // of the prompt, found in the prefix cache
   int num_drafted = 0;
   int num_accepted_drafts = 0;
   FinishReason finish = FinishReason::kNone;
@@ -55,7 +57,10 @@ struct EngineSnapshot {
   int64_t num_accepted_drafts = 0;
   std::vector<int64_t> drafted_at;   // [block_size - 1]
   std::vector<int64_t> accepted_at;  // [block_size - 1]
-  int64_t num_stopped = 0;           // requests by how they ended
+  int64_t num_prefix_queries = 0;    // prompt tokens looked up in the prefix cache, and found
+  int64_t num_prefix_hits = 0;
+  int64_t num_preemptions = 0;
+  int64_t num_stopped = 0;  // requests by how they ended
   int64_t num_length = 0;
   int64_t num_cancelled = 0;
   int64_t num_refused = 0;
@@ -93,6 +98,7 @@ class EngineThread {
   struct Live {
     Ticket ticket{};
     GenerationSink sink;
+    int64_t num_prompt_tokens = 0;
     double submitted_s = 0;
     double scheduled_s = 0;  // its first step; 0 before
   };
@@ -117,6 +123,7 @@ class EngineThread {
   std::unordered_map<RequestId, Live> live_;
   std::unordered_map<Ticket, RequestId> ids_;
   EngineSnapshot totals_;
+  double step_start_s_ = 0;
 
   mutable std::mutex mutex_;
   std::condition_variable mail_;   // something in the boxes below
