@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <exception>
 
+#include "app/bench_serve.h"
 #include "app/commands.h"
 #include "app/options.h"
+#include "app/serve.h"
 #include "base/log.h"
 
 namespace volley {
@@ -51,6 +53,15 @@ int report(const Error& error) {
 
 int run_program(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is a failed write, not a death
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  if (!words.empty() && words[0] == "serve") {  // has a config file and an environment of its own
+    const auto code = run_serve({words.begin() + 1, words.end()});
+    return code ? *code : report(code.error());
+  }
+  if (words.size() > 1 && words[0] == "bench" && words[1] == "serve") {
+    const auto code = run_bench_serve({words.begin() + 2, words.end()});
+    return code ? *code : report(code.error());
+  }
   const auto options = parse_options(std::vector<std::string>(argv + 1, argv + argc));
   if (!options) return report(options.error());
   set_log_level(log_level(*options));

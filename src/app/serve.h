@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace volley {
+
+// `volley serve`: runs until SIGTERM or SIGINT, then drains. `arguments` after "serve".
+Result<int> run_serve(const std::vector<std::string>& arguments);
+
+}  // namespace volley

@@ -1,0 +1,157 @@
+// The settings of `volley serve`, the hub cache, and the report of `volley bench serve`.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "app/hub_cache.h"
+#include "app/serve_options.h"
+#include "server/load_client.h"
+
+namespace volley {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+class ServeOptionsTest : public testing::Test {
+ protected:
+  ServeOptionsTest() : folder_(fs::temp_directory_path() / fs::path("volley_serve_test")) {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  ~ServeOptionsTest() override { fs::remove_all(folder_); }
+
+  std::string write(const std::string& name, const std::string& content) {
+    fs::create_directories((folder_ / name).parent_path());
+    std::ofstream(folder_ / name) << content;
+    return (folder_ / name).string();
+  }
+  Result<ServeOptions> parse(const std::vector<std::string>& arguments) {
+    return parse_serve_options(arguments, [this](const char* name) -> const char* {
+      const auto found = environment_.find(name);
+      return found == environment_.end() ? nullptr : found->second.c_str();
+    });
+  }
+  std::string refusal(const std::vector<std::string>& arguments) {
+    const auto options = parse(arguments);
+    EXPECT_FALSE(options);
+    return options ? "" : options.error().message;
+  }
+
+  fs::path folder_;
+  std::map<std::string, std::string> environment_;
+};
+
+TEST_F(ServeOptionsTest, FlagsWinOverTheEnvironmentAndThatOverTheFile) {
+  const std::string file =
+      write("volley.toml",
+            "model = \"from-file\"\nport = 1\nmax_num_seqs = 1\n"
+            "max_queued = 7\napi_key = [\"a\", \"b\"]\nprefix_caching = false\n");
+  environment_ = {{"VOLLEY_PORT", "2"}, {"VOLLEY_MAX_NUM_SEQS", "2"}};
+  const ServeOptions options = *parse({"--config", file, "--port", "3"});
+  EXPECT_EQ(options.model.target, "from-file");
+  EXPECT_EQ(options.port, 3);
+  EXPECT_EQ(options.engine.max_num_seqs, 2);
+  EXPECT_EQ(options.engine.max_queued, 7);
+  EXPECT_FALSE(options.engine.prefix_caching);
+  EXPECT_THAT(options.api_keys, ElementsAre("a", "b"));
+  environment_["VOLLEY_CONFIG"] = file;
+  EXPECT_EQ(parse({})->port, 2);
+}
+
+TEST_F(ServeOptionsTest, OtherProgramsSpellingsMeanTheSame) {
+  const auto drafts = [&](const std::vector<std::string>& flags) {
+    std::vector<std::string> arguments{"target"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    const ServeOptions options = *parse(arguments);
+    EXPECT_EQ(options.model.draft, "d");
+    return options.model.draft_length.length;
+  };
+  EXPECT_EQ(drafts({"--draft", "d", "--draft-length", "7"}), 7);
+  EXPECT_EQ(drafts({"--speculative-config",
+                    R"({"method":"dflash","model":"d","num_speculative_tokens":15})"}),
+            15);
+  EXPECT_EQ(drafts({"--speculative-algorithm", "DFLASH", "--speculative-draft-model-path", "d",
+                    "--speculative-num-draft-tokens", "16"}),
+            15);
+  EXPECT_EQ(drafts({"--spec-type", "draft-dflash", "-md", "d", "--spec-draft-n-max", "3"}), 3);
+  EXPECT_EQ(parse({"-m", "t", "-np", "4", "-c", "512"})->engine.max_num_seqs, 4);
+  EXPECT_FALSE(parse({"t", "--no-prefix-caching"})->engine.prefix_caching);
+  EXPECT_TRUE(parse({"t", "--enable-prefix-caching"})->engine.prefix_caching);
+  EXPECT_EQ(parse({"t", "--port=9"})->port, 9);
+}
+
+TEST_F(ServeOptionsTest, WhatIsWrongIsNamed) {
+  EXPECT_THAT(refusal({}), HasSubstr("no model"));
+  EXPECT_THAT(refusal({"t", "u"}), HasSubstr("named already"));
+  EXPECT_THAT(refusal({"t", "--nothing"}), HasSubstr("--nothing"));
+  EXPECT_THAT(refusal({"t", "--port"}), HasSubstr("value is missing"));
+  EXPECT_THAT(refusal({"t", "--port", "70000"}), HasSubstr("--port: expected a number from 0"));
+  EXPECT_THAT(refusal({"t", "--spec-type", "eagle3"}), HasSubstr("draft-dflash"));
+  EXPECT_THAT(refusal({"t", "--draft-length", "x"}), HasSubstr("--draft-length"));
+  EXPECT_THAT(refusal({"t", "--log-format", "xml"}), HasSubstr("text, json"));
+  EXPECT_THAT(refusal({"t", "--config", write("a.toml", "prot = 1")}), HasSubstr("prot"));
+  EXPECT_THAT(refusal({"t", "--config", write("b.toml", "port = ")}), HasSubstr("line 1"));
+  EXPECT_THAT(refusal({"t", "--config", write("c.toml", "port = {}")}), HasSubstr("port"));
+  environment_["VOLLEY_PORT"] = "many";
+  EXPECT_THAT(refusal({"t"}), HasSubstr("VOLLEY_PORT"));
+}
+
+TEST_F(ServeOptionsTest, HelpNamesEverySetting) {
+  const std::string help = parse({"--help"})->help;
+  for (const char* flag : {"--model", "--speculative-config", "--max-num-seqs", "--api-key-file",
+                           "--per-request-spec-decode-metrics", "--log-format"}) {
+    EXPECT_THAT(help, HasSubstr(flag));
+  }
+}
+
+TEST_F(ServeOptionsTest, HubIdsAreFoundInTheCache) {
+  const HubCache cache{.folder = folder_};
+  write("models--org--name/refs/main", "abc123\n");
+  write("models--org--name/snapshots/abc123/config.json", "{}");
+  EXPECT_EQ(*cache.find("org/name"), folder_ / "models--org--name" / "snapshots" / "abc123");
+  EXPECT_EQ((*HubCache{.folder = folder_, .revision = "abc123"}.find("org/name")).filename(),
+            "abc123");
+  EXPECT_EQ(*cache.find(folder_.string()), folder_);
+  for (const char* model : {"org/other", "../x", "org/../name", "a/b/c", "", "/nowhere", "org/"}) {
+    EXPECT_FALSE(cache.find(model)) << model;
+  }
+  EXPECT_THAT(cache.find("org/other").error().message, HasSubstr("hf download org/other"));
+  EXPECT_FALSE((HubCache{.folder = folder_, .revision = "../../x"}.find("org/name")));
+  write("models--org--evil/refs/main", "../../../etc");
+  EXPECT_FALSE(cache.find("org/evil"));
+  EXPECT_EQ(hub_cache_folder("/c", "/h", "/u"), "/c");
+  EXPECT_EQ(hub_cache_folder(nullptr, "/h", "/u"), "/h/hub");
+  EXPECT_EQ(hub_cache_folder(nullptr, "", "/u"), "/u/.cache/huggingface/hub");
+}
+
+TEST(LoadReport, CountsAsVllmDoes) {
+  std::vector<server::LoadResult> results(3);
+  results[0] = {.ok = true,
+                .first_token_s = 0.1,
+                .end_s = 1.1,
+                .gaps_s = {0.5, 0.5},
+                .num_prompt_tokens = 10,
+                .num_tokens = 11};
+  results[1] = {
+      .ok = true, .first_token_s = 0.3, .end_s = 0.3, .num_prompt_tokens = 5, .num_tokens = 1};
+  results[2] = {.error = "refused"};
+  const Json report = server::load_report(results, 2, {.ttft_ms = 200}, {50, 99});
+  EXPECT_EQ(report["completed"], 2);
+  EXPECT_EQ(report["failed"], 1);
+  EXPECT_EQ(report["total_input_tokens"], 15);
+  EXPECT_EQ(report["output_throughput"], 6.0);
+  EXPECT_EQ(report["request_goodput"], 0.5);
+  EXPECT_NEAR(report["mean_ttft_ms"].get<double>(), 200, 1e-9);
+  EXPECT_NEAR(report["p99_ttft_ms"].get<double>(), 298, 1e-9);
+  EXPECT_NEAR(report["mean_tpot_ms"].get<double>(), 100, 1e-9);
+  EXPECT_NEAR(report["median_itl_ms"].get<double>(), 500, 1e-9);
+}
+
+}  // namespace
+}  // namespace volley
