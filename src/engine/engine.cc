@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "spec/acceptance.h"
+#include "spec/draft_branches.h"
 
 namespace volley {
 namespace {
@@ -17,6 +18,17 @@ constexpr int kPendingHiddenRows = 32;
 
 constexpr int kDefaultMaxModelLen = 8192;
 constexpr int kMaxLogprobs = 128;
+
+// Branches of one sequence, and the candidates of a position that may start one.
+constexpr int kMaxBranches = 6;
+constexpr int kCandidates = 4;
+// Rows count as free while a pass over them costs at most this much more.
+constexpr double kFreeRows = 1.04;
+
+// A drafter sees less than its target and spreads its probabilities wider. Sampling from it as it is
+// lets the shared noise pick tokens that the surer target would not; at half the temperature the
+// noise decides close calls only.
+constexpr float kDraftSharpness = 2;
 
 int block_size_of(const DrafterConfig* drafter) {
   return drafter != nullptr ? drafter->block_size : 1;
@@ -46,6 +58,13 @@ double SpeculationStats::acceptance_length() const {
   return passes > 0 ? static_cast<double>(num_tokens - 1) / static_cast<double>(passes) : 1.0;
 }
 
+// A second guess beside the best chain of drafts, verified as a sequence of its own that shares all
+// pages but the one the block begins in.
+struct Engine::Branch {
+  int32_t page;                     // a copy of that page, with this branch's keys
+  std::vector<int32_t> page_table;  // the sequence's, with `page` in place of the original
+};
+
 // A live request: what the scheduler does not know of it.
 struct Engine::Sequence {
   Sequence(RequestId request_id, GenerationRequest&& source, const DraftLengthConfig& draft_config,
@@ -72,8 +91,10 @@ struct Engine::Sequence {
   // Tapped states of positions [num_injected, num_computed), which the drafter is owed; held while
   // the sequence runs. [kPendingHiddenRows + block_size, num_taps * hidden_size]
   Tensor hidden;
-  std::vector<int32_t> drafts;  // of this step
-  std::vector<int32_t> fresh;   // tokens of this step
+  // Of this step: the drafter's best guess, then its branches.
+  std::vector<std::vector<int32_t>> chains;
+  std::vector<Branch> branches;  // chains[1], chains[2], ...
+  std::vector<int32_t> fresh;    // tokens of this step
   std::vector<TokenLogprobs> fresh_logprobs;
   DraftLengthChooser chooser;
   SpeculationStats stats;
@@ -167,10 +188,13 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config, Targe
 
 Status Engine::allocate(const ModelLimits& limits) {
   const int num_pages = scheduler_.pages().num_pages();
-  VOLLEY_TRY(target_kv_, ops_.create_kv(target_.kv_shape(num_pages, config_.page_size)));
+  const int num_branch_pages = drafter_ != nullptr ? config_.max_num_seqs * kMaxBranches : 0;
+  VOLLEY_TRY(target_kv_,
+             ops_.create_kv(target_.kv_shape(num_pages + num_branch_pages, config_.page_size)));
+  for (int i = 0; i < num_branch_pages; ++i) free_branch_pages_.push_back(num_pages + i);
   VOLLEY_TRY(logits_,
              ops_.allocate(limits.max_output_rows, target_.config().vocab_size, DType::kF32));
-  verify_rows_ = RowBatch(limits.max_rows, config_.max_num_seqs);
+  verify_rows_ = RowBatch(limits.max_rows, config_.max_num_seqs * (1 + kMaxBranches));
   output_rows_.reserve(limits.max_rows);
   argmax_ids_.resize(limits.max_rows);
   if (drafter_ == nullptr) return {};
@@ -180,6 +204,8 @@ Status Engine::allocate(const ModelLimits& limits) {
   VOLLEY_TRY(draft_logits_,
              ops_.allocate(limits.max_output_rows, draft.draft_vocab_size, DType::kF32));
   draft_row_.resize(target_.config().vocab_size);
+  candidates_.resize((block_size_ - 1) * kCandidates);
+  probabilities_.resize((block_size_ - 1) * kCandidates);
   target_.set_taps(draft.taps);
   const int64_t hidden_cols =
       static_cast<int64_t>(draft.taps.size()) * target_.config().hidden_size;
@@ -295,7 +321,20 @@ int Engine::wanted_draft_length(Sequence& sequence) {
   const int64_t remaining = sequence.request.max_tokens - sequence.stats.num_tokens;
   const int bound = static_cast<int>(std::min<int64_t>(block_size_ - 1, remaining - 1));
   if (policy.mode == DraftPolicy::Mode::kFixed) return std::min(policy.length, bound);
-  return sequence.chooser.choose(bound, std::max(1, num_decoding_), draft_cost_, verify_cost_);
+  const int num_sequences = std::max(1, num_decoding_);
+  int length = sequence.chooser.choose(bound, num_sequences, draft_cost_, verify_cost_);
+  if (length == 0 || !may_branch(sequence)) return length;
+  const auto cost = [&](int drafts) {
+    const int rows = num_sequences * (1 + drafts);
+    return draft_cost_.estimate(rows) + verify_cost_.estimate(rows);
+  };
+  const double budget = kFreeRows * cost(length);
+  while (length < bound && cost(length + 1) <= budget) ++length;
+  return length;
+}
+
+bool Engine::may_branch(const Sequence& sequence) const {
+  return sequence.request.draft.branches && sequence.greedy() && drafter_->target_ids().empty();
 }
 
 void Engine::plan() {
@@ -325,6 +364,7 @@ void Engine::attach(Sequence& sequence) {
 }
 
 void Engine::detach(Sequence& sequence) {
+  CHECK(sequence.branches.empty());
   if (sequence.hidden.view().empty()) return;
   free_hidden_.push_back(std::exchange(sequence.hidden, Tensor()));
 }
@@ -360,7 +400,7 @@ void Engine::draft_blocks() {
   const double start = now_s();
   bool usual = true;  // not the first draft after many plain steps, which injects much
   for (Item& item : items_) {
-    item.sequence->drafts.clear();
+    item.sequence->chains.assign(1, {});
     if (item.plan.num_drafts == 0) continue;
     const ScheduledSequence& scheduled = *item.plan.sequence;
     usual &= scheduled.num_computed - scheduled.num_injected <= block_size_;
@@ -379,10 +419,11 @@ void Engine::draft_blocks() {
 
 // Turns the drafter's hidden states, one row a draft, into proposals.
 void Engine::propose(const TensorView& hidden) {
-  const bool all_argmax = std::all_of(items_.begin(), items_.end(), [](const Item& item) {
+  const bool all_argmax = std::all_of(items_.begin(), items_.end(), [&](const Item& item) {
     const Sequence& sequence = *item.sequence;
-    return item.plan.num_drafts == 0 || sequence.greedy() ||
-           (sequence.request.draft_sampling == DraftSampling::kArgmax && !sequence.filter);
+    if (item.plan.num_drafts == 0) return true;
+    if (sequence.greedy()) return !may_branch(sequence);
+    return sequence.request.draft_sampling == DraftSampling::kArgmax && !sequence.filter;
   });
   const std::span<int32_t> ids = std::span(argmax_ids_).first(hidden.rows);
   if (all_argmax) {
@@ -394,18 +435,21 @@ void Engine::propose(const TensorView& hidden) {
   for (Item& item : items_) {
     if (item.plan.num_drafts == 0) continue;
     const int num_rows = item.plan.num_drafts;
-    std::vector<int32_t>& drafts = item.sequence->drafts;
+    std::vector<std::vector<int32_t>>& chains = item.sequence->chains;
     if (all_argmax) {
-      drafts.assign(ids.begin() + first_row, ids.begin() + first_row + num_rows);
+      chains[0].assign(ids.begin() + first_row, ids.begin() + first_row + num_rows);
+    } else if (may_branch(*item.sequence)) {
+      propose_branches(item, first_row);
     } else {
       propose_from_logits(item, first_row);
     }
     first_row += num_rows;
     // Nothing follows a stop token.
-    const auto stop = std::find_if(drafts.begin(), drafts.end(),
-                                   [&](int32_t token) { return item.sequence->is_stop(token); });
-    if (stop != drafts.end()) drafts.erase(stop + 1, drafts.end());
-    item.plan.num_drafts = static_cast<int>(drafts.size());
+    for (std::vector<int32_t>& drafts : chains) {
+      const auto stop = std::find_if(drafts.begin(), drafts.end(),
+                                     [&](int32_t token) { return item.sequence->is_stop(token); });
+      if (stop != drafts.end()) drafts.erase(stop + 1, drafts.end());
+    }
   }
 }
 
@@ -414,7 +458,8 @@ void Engine::propose(const TensorView& hidden) {
 void Engine::propose_from_logits(Item& item, int first_row) {
   Sequence& sequence = *item.sequence;
   SamplingParams params = sequence.request.sampling;
-  if (sequence.request.draft_sampling == DraftSampling::kArgmax) params.temperature = 0;
+  const bool coupled = sequence.request.draft_sampling == DraftSampling::kCoupled;
+  params.temperature = coupled ? params.temperature / kDraftSharpness : 0;
   const std::unique_ptr<TokenFilter> filter = sequence.filter ? sequence.filter->clone() : nullptr;
   for (int i = 1; i <= item.plan.num_drafts; ++i) {
     std::span<const uint32_t> mask;
@@ -425,9 +470,50 @@ void Engine::propose_from_logits(Item& item, int first_row) {
     const int32_t token =
         sampler_.sample(draft_logits_row(first_row + i - 1), params, &sequence.counts,
                         item.plan.sequence->num_computed + i, mask);
-    sequence.drafts.push_back(token);
+    sequence.chains[0].push_back(token);
     if (sequence.is_stop(token)) return;
     if (filter != nullptr) filter->accept(token);
+  }
+}
+
+// The best chain and, where the drafter is in doubt, branches beside it: as many rows in all as the
+// best chain alone would have had.
+void Engine::propose_branches(Item& item, int first_row) {
+  const int num_positions = item.plan.num_drafts;
+  const auto num_candidates = static_cast<size_t>(num_positions) * kCandidates;
+  for (int i = 0; i < num_positions; ++i) {
+    top_candidates(draft_logits_row(first_row + i),
+                   std::span(candidates_).subspan(i * kCandidates, kCandidates),
+                   std::span(probabilities_).subspan(i * kCandidates, kCandidates));
+  }
+  Sequence& sequence = *item.sequence;
+  const ScheduledSequence& scheduled = *item.plan.sequence;
+  const int64_t block_start = scheduled.num_computed;
+  const auto free_pages = static_cast<int>(free_branch_pages_.size());
+  const BranchPlan plan =
+      plan_branches(std::span(probabilities_).first(num_candidates), kCandidates,
+                    {.num_rows = 1 + num_positions,
+                     .max_branches = std::min(kMaxBranches, free_pages),
+                     // A branch has one page of its own.
+                     .max_branch_length = config_.page_size - 1 -
+                                          static_cast<int>(block_start % config_.page_size)});
+  const auto chain = [&](int length) {
+    std::vector<int32_t> drafts(length);
+    for (int i = 0; i < length; ++i) drafts[i] = candidates_[i * kCandidates];
+    return drafts;
+  };
+  sequence.chains[0] = chain(plan.main_length);
+  const auto block_page = static_cast<size_t>(block_start / config_.page_size);
+  for (const DraftBranch& branch : plan.branches) {
+    std::vector<int32_t>& drafts = sequence.chains.emplace_back(chain(branch.length));
+    drafts[branch.fork] = candidates_[branch.fork * kCandidates + branch.rank];
+    const int32_t* pages = scheduled.pages.data();
+    Branch& added = sequence.branches.emplace_back(
+        Branch{.page = free_branch_pages_.back(),
+               .page_table = {pages, pages + scheduled.pages.num_pages()}});
+    free_branch_pages_.pop_back();
+    added.page_table[block_page] = added.page;
+    ops_.copy_page(*target_kv_, pages[block_page], added.page);
   }
 }
 
@@ -446,20 +532,34 @@ void Engine::build_verify_batch() {
   verify_rows_.clear();
   output_rows_.clear();
   greedy_step_ = true;
-  for (const Item& item : items_) {
-    const ScheduledSequence& scheduled = *item.plan.sequence;
-    verify_rows_.begin_sequence(scheduled.pages.data());
-    for (int i = 0; i < item.plan.num_known; ++i) {
-      const int64_t position = scheduled.num_computed + i;
-      verify_rows_.add(scheduled.tokens[position], position);
+  for (Item& item : items_) {
+    const int first_row = verify_rows_.num_rows();
+    const auto first_output = static_cast<int>(output_rows_.size());
+    Sequence& sequence = *item.sequence;
+    add_chain(item.plan, item.plan.sequence->pages.data(), sequence.chains[0]);
+    for (size_t i = 0; i < sequence.branches.size(); ++i) {
+      add_chain(item.plan, sequence.branches[i].page_table.data(), sequence.chains[i + 1]);
     }
-    if (!item.plan.samples) continue;
-    greedy_step_ &= item.sequence->greedy();
-    output_rows_.push_back(verify_rows_.num_rows() - 1);
-    for (int i = 0; i < item.plan.num_drafts; ++i) {
-      output_rows_.push_back(verify_rows_.num_rows());
-      verify_rows_.add(item.sequence->drafts[i], scheduled.num_tokens() + i);
-    }
+    if (item.plan.samples) greedy_step_ &= sequence.greedy();
+    item.num_rows = verify_rows_.num_rows() - first_row;
+    item.num_outputs = static_cast<int>(output_rows_.size()) - first_output;
+  }
+}
+
+// The known tokens of a planned item and the drafts after them.
+void Engine::add_chain(const PlannedItem& item, const int32_t* page_table,
+                       std::span<const int32_t> drafts) {
+  const ScheduledSequence& scheduled = *item.sequence;
+  verify_rows_.begin_sequence(page_table);
+  for (int i = 0; i < item.num_known; ++i) {
+    const int64_t position = scheduled.num_computed + i;
+    verify_rows_.add(scheduled.tokens[position], position);
+  }
+  if (!item.samples) return;
+  output_rows_.push_back(verify_rows_.num_rows() - 1);
+  for (size_t i = 0; i < drafts.size(); ++i) {
+    output_rows_.push_back(verify_rows_.num_rows());
+    verify_rows_.add(drafts[i], scheduled.num_tokens() + static_cast<int64_t>(i));
   }
 }
 
@@ -520,49 +620,77 @@ void Engine::collect_outputs() {
                         .tokens = sequence.fresh,
                         .logprobs = sequence.fresh_logprobs,
                         .num_cached_tokens = static_cast<int>(plan.sequence->num_cached),
-                        .num_drafted = plan.num_drafts,
+                        .num_drafted = item.num_rows - plan.num_known,
                         .num_accepted_drafts =
                             static_cast<int>(sequence.stats.num_accepted_drafts - accepted_before),
                         .finish = sequence.finish});
-    first_row += plan.num_known + plan.num_drafts;
-    first_output += plan.samples ? 1 + plan.num_drafts : 0;
+    first_row += item.num_rows;
+    first_output += item.num_outputs;
   }
 }
 
-// The acceptance rule over one sequence's block, then the bookkeeping.
+// The acceptance rule over one sequence's chains, then the bookkeeping.
 void Engine::accept(Sequence& sequence, const PlannedItem& item, int first_row, int first_output) {
   const int64_t known = item.sequence->num_tokens();
-  const int num_accepted = accept_draft(
-      sequence.drafts, [&](int i) { return target_token(sequence, first_output + i, known + i); },
+  // Where a chain's rows and outputs begin; each has the known rows, of which the last has logits.
+  const auto rows_before = [&](int chain, int rows_of_each) {
+    int rows = 0;
+    for (int i = 0; i < chain; ++i) {
+      rows += rows_of_each + static_cast<int>(sequence.chains[i].size());
+    }
+    return rows;
+  };
+  const Acceptance accepted = accept_drafts(
+      sequence.chains,
+      [&](int chain, int i) {
+        return target_token(sequence, first_output + rows_before(chain, 1) + i, known + i);
+      },
       [&](int32_t token) { return !sequence.is_stop(token); }, sequence.fresh);
   const int num_fresh = static_cast<int>(sequence.fresh.size());
 
   // The known rows and the accepted drafts now have right KV; the newest token has none.
+  if (accepted.chain > 0) {
+    const auto block_page = static_cast<int>(item.sequence->num_computed / config_.page_size);
+    ops_.copy_page(*target_kv_, sequence.branches[accepted.chain - 1].page,
+                   item.sequence->pages.data()[block_page]);
+  }
   const int num_right = item.num_known + num_fresh - 1;
-  keep_target_hidden(sequence, first_row, num_right);
+  keep_target_hidden(sequence, first_row + rows_before(accepted.chain, item.num_known), num_right);
   scheduler_.commit(*item.sequence, num_right, sequence.fresh);
 
   const bool stopped = sequence.is_stop(sequence.fresh.back());
-  record(sequence, item, num_accepted, stopped && num_accepted == num_fresh);
+  record(sequence, accepted.num_accepted, stopped);
   if (stopped) {
     sequence.finish = FinishReason::kStop;
   } else if (sequence.stats.num_tokens >= sequence.request.max_tokens) {
     sequence.finish = FinishReason::kLength;
   }
+  for (const Branch& branch : sequence.branches) free_branch_pages_.push_back(branch.page);
+  sequence.branches.clear();
 }
 
-void Engine::record(Sequence& sequence, const PlannedItem& item, int num_accepted, bool censored) {
+void Engine::record(Sequence& sequence, int num_accepted, bool stopped) {
+  const std::vector<int32_t>& best = sequence.chains[0];
   SpeculationStats& stats = sequence.stats;
   ++stats.num_target_passes;
   stats.num_tokens += static_cast<int64_t>(sequence.fresh.size());
-  if (item.num_drafts == 0) return;
+  if (best.empty()) return;
+  size_t longest = 0;
+  for (const std::vector<int32_t>& chain : sequence.chains) {
+    stats.num_drafted += static_cast<int64_t>(chain.size());
+    longest = std::max(longest, chain.size());
+  }
   ++stats.num_draft_passes;
-  stats.num_drafted += item.num_drafts;
   stats.num_accepted_drafts += num_accepted;
-  for (int i = 0; i < item.num_drafts; ++i) ++stats.drafted_at[i];
+  for (size_t i = 0; i < longest; ++i) ++stats.drafted_at[i];
   for (int i = 0; i < num_accepted; ++i) ++stats.accepted_at[i];
-  sequence.chooser.observe(item.num_drafts, num_accepted, censored);
-  survival_.observe(item.num_drafts, num_accepted, censored);
+  // What the best chain alone would have kept: the chooser reckons with it.
+  const auto mismatch =
+      std::mismatch(best.begin(), best.end(), sequence.fresh.begin(), sequence.fresh.end());
+  const auto best_accepted = static_cast<int>(mismatch.first - best.begin());
+  const bool censored = stopped && best_accepted == static_cast<int>(sequence.fresh.size());
+  sequence.chooser.observe(static_cast<int>(best.size()), best_accepted, censored);
+  survival_.observe(static_cast<int>(best.size()), best_accepted, censored);
 }
 
 // Keeps rows [first_row, first_row + num_rows) of this step's taps for the drafter. A decoding

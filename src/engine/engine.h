@@ -26,14 +26,19 @@ struct DraftPolicy {
   enum class Mode { kOff, kFixed, kAuto };
   Mode mode = Mode::kAuto;
   int length = 0;  // for kFixed, at most block_size - 1
+  // At temperature 0: spend the rows of `length` drafts on the drafter's second thoughts as well,
+  // where they are the better bet (spec/draft_branches.h).
+  bool branches = true;
 
   static DraftPolicy off() { return {.mode = Mode::kOff}; }
-  static DraftPolicy fixed(int length) { return {.mode = Mode::kFixed, .length = length}; }
+  static DraftPolicy fixed(int length) {
+    return {.mode = Mode::kFixed, .length = length, .branches = false};
+  }
 };
 
 // How a draft is chosen from the drafter's logits at temperature > 0. Neither changes the output.
 enum class DraftSampling {
-  kCoupled,  // sampled with the position's own noise, which the target will use as well
+  kCoupled,  // sampled, sharpened, with the position's own noise, which the target will use as well
   kArgmax,
 };
 
@@ -137,9 +142,12 @@ class Engine {
 
  private:
   struct Sequence;
+  struct Branch;
   struct Item {
     Sequence* sequence;
     PlannedItem plan;
+    int num_rows = 0;     // of the target's pass, branches included
+    int num_outputs = 0;  // of these, with logits
   };
 
   Engine(const EngineConfig& config, const ModelLimits& limits, TargetModel& target,
@@ -156,12 +164,16 @@ class Engine {
   void draft_blocks();
   void propose(const TensorView& hidden);
   void propose_from_logits(Item& item, int first_row);
+  void propose_branches(Item& item, int first_row);
+  bool may_branch(const Sequence& sequence) const;
   std::span<const float> draft_logits_row(int row);
   void build_verify_batch();
+  void add_chain(const PlannedItem& item, const int32_t* page_table,
+                 std::span<const int32_t> drafts);
   void verify();
   void collect_outputs();
   void accept(Sequence& sequence, const PlannedItem& item, int first_row, int first_output);
-  void record(Sequence& sequence, const PlannedItem& item, int num_accepted, bool censored);
+  void record(Sequence& sequence, int num_accepted, bool stopped);
   void keep_target_hidden(Sequence& sequence, int first_row, int num_rows);
   int32_t target_token(Sequence& sequence, int output_idx, int64_t position);
   void remove_finished();
@@ -179,6 +191,7 @@ class Engine {
   std::unique_ptr<KvCache> draft_kv_;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by RequestId
   std::vector<std::unique_ptr<Sequence>> finished_;                    // this step's, for stats()
+  std::vector<int32_t> free_branch_pages_;  // of target_kv_, beyond the scheduler's
   std::vector<Tensor> free_hidden_;  // pending target_hidden rows, one buffer a running sequence
 
   // One step's working state.
@@ -195,8 +208,10 @@ class Engine {
   Tensor logits_;         // [max_output_rows, vocab_size]
   Tensor draft_logits_;   // [max_output_rows, draft_vocab_size]
   Sampler sampler_;
-  std::vector<float> draft_row_;  // draft logits spread over the target's vocabulary
-  std::vector<uint32_t> mask_;    // [ceil(vocab_size / 32)]
+  std::vector<float> draft_row_;      // draft logits spread over the target's vocabulary
+  std::vector<uint32_t> mask_;        // [ceil(vocab_size / 32)]
+  std::vector<int32_t> candidates_;   // [block_size - 1, kCandidates]
+  std::vector<float> probabilities_;  // likewise
   std::vector<StepOutput> outputs_;
 
   CostTable verify_cost_;

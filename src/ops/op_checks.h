@@ -98,6 +98,11 @@ inline void attention(const TensorView& qkv, const QkvLayout& layout, const RowP
   }
 }
 
+inline void copy_page(const KvCache& kv, int32_t from, int32_t to) {
+  CHECK(from >= 0 && from < kv.shape().num_pages);
+  CHECK(to >= 0 && to < kv.shape().num_pages);
+}
+
 inline void add_bias(const TensorView& x, const TensorView& bias) {
   f32_rows(x, bias.cols);
   vector(bias, x.cols);

@@ -153,6 +153,9 @@ class Ops {
                          const KeyRanges& keys, const KvCache& kv, int layer_idx,
                          const TensorView& out) = 0;
 
+  // All layers' keys and values of page `from`, copied to page `to`.
+  virtual void copy_page(KvCache& kv, int32_t from, int32_t to) = 0;
+
   // out = x, element by element, same shape; strides may differ. Used for taps.
   virtual void copy(const TensorView& x, const TensorView& out) = 0;
 

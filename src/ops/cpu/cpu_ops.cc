@@ -255,6 +255,15 @@ class CpuOps final : public Ops {
     for_rows(out, [&](int64_t row) { copy_row(x.row<float>(row), out, row); });
   }
 
+  void copy_page(KvCache& kv, int32_t from, int32_t to) override {
+    op_checks::copy_page(kv, from, to);
+    for (int layer_idx = 0; layer_idx < kv.shape().num_layers; ++layer_idx) {
+      const cpu::KvLayer layer = static_cast<CpuKv&>(kv).layer(layer_idx);
+      std::memcpy(layer.data + to * layer.page_bytes, layer.data + from * layer.page_bytes,
+                  static_cast<size_t>(layer.page_bytes));
+    }
+  }
+
   void add_bias(const TensorView& x, const TensorView& bias) override {
     op_checks::add_bias(x, bias);
     for_rows(x, [&](int64_t row) {

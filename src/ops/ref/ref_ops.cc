@@ -265,6 +265,17 @@ class RefOps final : public Ops {
       std::copy_n(x.row<float>(row), x.cols, out.row<float>(row));
   }
 
+  void copy_page(KvCache& kv, int32_t from, int32_t to) override {
+    op_checks::copy_page(kv, from, to);
+    auto& pages = static_cast<RefKv&>(kv);
+    const KvShape& s = kv.shape();
+    const int64_t count = int64_t{s.page_size} * s.num_kv_heads * s.head_dim;
+    for (int layer_idx = 0; layer_idx < s.num_layers; ++layer_idx) {
+      std::copy_n(pages.key(layer_idx, from, 0, 0), count, pages.key(layer_idx, to, 0, 0));
+      std::copy_n(pages.value(layer_idx, from, 0, 0), count, pages.value(layer_idx, to, 0, 0));
+    }
+  }
+
   void add_bias(const TensorView& x, const TensorView& bias) override {
     op_checks::add_bias(x, bias);
     for (int64_t row = 0; row < x.rows; ++row) {
