@@ -80,7 +80,7 @@ class TextIterator final : public Iterator {
     if (pos_ >= text.size()) return false;
     const size_t begin = pos_;
     next_code_point(text, &pos_);
-    *out = interpreter.heap().str_view(text.substr(begin, pos_ - begin), text_.str().markup);
+    *out = interpreter.heap().str_view(text.substr(begin, pos_ - begin));  // of Markup, too
     return true;
   }
 

@@ -97,7 +97,9 @@ Value integer_arithmetic(BinaryOp op, int64_t a, int64_t b) {
       break;
     case BinaryOp::kDiv:
       if (b == 0) fail("ZeroDivisionError", "division by zero");
-      return Value::real(static_cast<double>(a) / static_cast<double>(b));
+      // Python rounds the exact quotient, also of integers that a double cannot hold.
+      return Value::real(
+          static_cast<double>(static_cast<long double>(a) / static_cast<long double>(b)));
     case BinaryOp::kFloorDiv:
       return Value::integer(floor_divide(a, b));
     default:
