@@ -244,6 +244,8 @@ Result<int> serve(ServeOptions options) {
   api_config.spec_metrics = options.spec_metrics;
   api_config.version = "0.1.0";
   api_config.page = server::web_page();
+  // Who is accepted to wait for the engine may wait for the tokenizer as well.
+  api_config.max_preparing = options.engine.max_num_seqs + options.engine.max_queued;
   if (options.log_requests) {
     api_config.log = [as_json = options.log_json](const RequestLog& log) {
       log_request(log, as_json);
