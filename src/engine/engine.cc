@@ -609,7 +609,12 @@ void Engine::collect_outputs() {
     const PlannedItem& plan = item.plan;
     sequence.fresh.clear();
     sequence.fresh_logprobs.clear();
+    const int64_t drafted_before = sequence.stats.num_drafted;
     const int64_t accepted_before = sequence.stats.num_accepted_drafts;
+    size_t draft_depth = 0;
+    for (const std::vector<int32_t>& chain : sequence.chains) {
+      draft_depth = std::max(draft_depth, chain.size());
+    }
     if (plan.samples) {
       accept(sequence, plan, first_row, first_output);
     } else {
@@ -620,7 +625,9 @@ void Engine::collect_outputs() {
                         .tokens = sequence.fresh,
                         .logprobs = sequence.fresh_logprobs,
                         .num_cached_tokens = static_cast<int>(plan.sequence->num_cached),
-                        .num_drafted = item.num_rows - plan.num_known,
+                        .num_drafted =
+                            static_cast<int>(sequence.stats.num_drafted - drafted_before),
+                        .draft_depth = static_cast<int>(draft_depth),
                         .num_accepted_drafts =
                             static_cast<int>(sequence.stats.num_accepted_drafts - accepted_before),
                         .finish = sequence.finish});

@@ -96,7 +96,8 @@ struct StepOutput {
   std::span<const int32_t> tokens;          // empty after a prompt chunk
   std::span<const TokenLogprobs> logprobs;  // one a token where asked for
   int num_cached_tokens = 0;                // of the prompt, found in the prefix cache
-  int num_drafted = 0;
+  int num_drafted = 0;  // of all chains
+  int draft_depth = 0;  // of the longest chain
   int num_accepted_drafts = 0;
   FinishReason finish = FinishReason::kNone;
 };

@@ -153,7 +153,7 @@ void EngineThread::deliver(const StepOutput& output) {
     ++totals_.num_drafts;
     totals_.num_draft_tokens += output.num_drafted;
     totals_.num_accepted_drafts += output.num_accepted_drafts;
-    for (int i = 0; i < output.num_drafted; ++i) ++totals_.drafted_at[i];
+    for (int i = 0; i < output.draft_depth; ++i) ++totals_.drafted_at[i];
     for (int i = 0; i < output.num_accepted_drafts; ++i) ++totals_.accepted_at[i];
   }
   totals_.num_generated_tokens += static_cast<int64_t>(output.tokens.size());
@@ -163,6 +163,7 @@ void EngineThread::deliver(const StepOutput& output) {
                         .logprobs = {output.logprobs.begin(), output.logprobs.end()},
                         .num_cached_tokens = output.num_cached_tokens,
                         .num_drafted = output.num_drafted,
+                        .draft_depth = output.draft_depth,
                         .num_accepted_drafts = output.num_accepted_drafts,
                         .finish = output.finish,
                         .queue_s = live.scheduled_s - live.submitted_s};

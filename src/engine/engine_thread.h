@@ -21,7 +21,8 @@ struct GenerationEvent {
   std::vector<int32_t> tokens;  // of one step; empty in the first event, which says "accepted"
   std::vector<TokenLogprobs> logprobs;  // one a token where asked for
   int num_cached_tokens = 0;            // of the prompt, found in the prefix cache
-  int num_drafted = 0;
+  int num_drafted = 0;                  // of all chains
+  int draft_depth = 0;                  // of the longest chain
   int num_accepted_drafts = 0;
   FinishReason finish = FinishReason::kNone;
   std::optional<Error> error;  // the engine refused the request
@@ -52,7 +53,7 @@ struct EngineSnapshot {
   double busy_s = 0;              // spent in steps
   int64_t num_prompt_tokens = 0;  // of requests that the engine took
   int64_t num_generated_tokens = 0;
-  int64_t num_drafts = 0;  // draft blocks verified
+  int64_t num_drafts = 0;  // steps that verified drafts
   int64_t num_draft_tokens = 0;
   int64_t num_accepted_drafts = 0;
   std::vector<int64_t> drafted_at;   // [block_size - 1]

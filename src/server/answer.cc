@@ -15,20 +15,20 @@ StopStringMatcher make_matcher(const std::vector<std::string>& stop) {
 
 }  // namespace
 
-void AnswerSpeculation::observe(int64_t tokens, int drafted, int accepted) {
+void AnswerSpeculation::observe(int64_t tokens, int drafted, int depth, int accepted) {
   ++num_steps;
   num_tokens += tokens;
   if (drafted == 0) return;
   ++num_drafts;
   num_draft_tokens += drafted;
   num_accepted += accepted;
-  const auto size = static_cast<size_t>(drafted);
+  const auto size = static_cast<size_t>(depth);
   if (drafted_at.size() < size) {
     drafted_at.resize(size);
     accepted_at.resize(size);
     histogram.resize(size + 1);
   }
-  for (int i = 0; i < drafted; ++i) ++drafted_at[i];
+  for (int i = 0; i < depth; ++i) ++drafted_at[i];
   for (int i = 0; i < accepted; ++i) ++accepted_at[i];
   ++histogram[accepted];
 }
@@ -47,6 +47,7 @@ AnswerDelta Answer::push(const GenerationEvent& event) {
   AnswerDelta delta;
   if (done_) return delta;
   delta.num_drafted = event.num_drafted;
+  delta.draft_depth = event.draft_depth;
   delta.num_accepted = event.num_accepted_drafts;
   for (size_t i = 0; i < event.tokens.size() && !matcher_.stopped(); ++i) {
     const int32_t token = event.tokens[i];
@@ -63,7 +64,7 @@ AnswerDelta Answer::push(const GenerationEvent& event) {
   }
   if (!event.tokens.empty()) {
     speculation_.observe(static_cast<int64_t>(delta.tokens.size()), event.num_drafted,
-                         event.num_accepted_drafts);
+                         event.draft_depth, event.num_accepted_drafts);
   }
   tokens_.insert(tokens_.end(), delta.tokens.begin(), delta.tokens.end());
   logprobs_.insert(logprobs_.end(), delta.logprobs.begin(), delta.logprobs.end());

@@ -24,9 +24,10 @@ struct AnswerSpeculation {
   int64_t num_accepted = 0;
   std::vector<int64_t> drafted_at;  // by position in the draft
   std::vector<int64_t> accepted_at;
-  std::vector<int64_t> histogram;  // [a]: drafts of which a tokens were accepted
+  std::vector<int64_t> histogram;  // [a]: steps with drafts that kept a of them
 
-  void observe(int64_t tokens, int drafted, int accepted);
+  // One step: it verified `drafted` tokens, at most `depth` in a row, of which it kept `accepted`.
+  void observe(int64_t tokens, int drafted, int depth, int accepted);
   // Tokens gained per pass of decoding, the bonus token included; the prefill's token is not
   // counted.
   double acceptance_length() const;
@@ -45,6 +46,7 @@ struct AnswerDelta {
   std::vector<int32_t> tokens;
   std::vector<TokenLogprob> logprobs;
   int num_drafted = 0;
+  int draft_depth = 0;
   int num_accepted = 0;
 };
 

@@ -47,6 +47,7 @@ Json step_json(const AnswerDelta& delta) {
   Json step;
   step["num_tokens"] = delta.tokens.size();
   step["num_draft_tokens"] = delta.num_drafted;
+  step["draft_depth"] = delta.draft_depth;
   step["num_accepted_tokens"] = delta.num_accepted;
   return step;
 }

@@ -22,7 +22,7 @@ Answer feed(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, AnswerC
   for (size_t i = 0; i < ids.size(); i += size) {
     GenerationEvent event;
     event.tokens.assign(ids.begin() + i, ids.begin() + std::min(ids.size(), i + size));
-    event.num_drafted = static_cast<int>(event.tokens.size()) + 2;
+    event.num_drafted = event.draft_depth = static_cast<int>(event.tokens.size()) + 2;
     event.num_accepted_drafts = static_cast<int>(event.tokens.size()) - 1;
     if (i + size >= ids.size()) event.finish = finish;
     streamed += answer.push(event).text;
@@ -69,10 +69,10 @@ TEST_F(AnswerTest, TheStopTokenIsCountedNotShown) {
 
 TEST_F(AnswerTest, SpeculationIsCountedByPosition) {
   AnswerSpeculation spec;
-  spec.observe(1, 0, 0);
-  spec.observe(4, 7, 3);
-  spec.observe(1, 7, 0);
-  spec.observe(3, 3, 2);
+  spec.observe(1, 0, 0, 0);
+  spec.observe(4, 9, 7, 3);
+  spec.observe(1, 7, 7, 0);
+  spec.observe(3, 3, 3, 2);
   EXPECT_EQ(spec.num_drafts, 3);
   EXPECT_EQ(spec.num_accepted, 5);
   EXPECT_THAT(spec.accepted_at, testing::ElementsAre(2, 2, 1, 0, 0, 0, 0));
