@@ -14,9 +14,9 @@ TEST(Philox, KnownAnswers) {
   // Known-answer vectors published with the Random123 library.
   EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
             (PhiloxBlock{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}));
-  EXPECT_EQ(philox4x32({0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu},
-                       {0xffffffffu, 0xffffffffu}),
-            (PhiloxBlock{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}));
+  EXPECT_EQ(
+      philox4x32({0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu}, {0xffffffffu, 0xffffffffu}),
+      (PhiloxBlock{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}));
 }
 
 TEST(Json, ReportsWhatAndWhere) {
@@ -31,7 +31,9 @@ TEST(Json, BoundsDepthAndSize) {
   EXPECT_FALSE(parse_json("[1,2,3]", "big", {.max_bytes = 3}));
 }
 
-TEST(Json, DumpsBrokenUtf8) { EXPECT_EQ(dump_json(Json("a\xff")), "\"a\xef\xbf\xbd\""); }
+TEST(Json, DumpsBrokenUtf8) {
+  EXPECT_EQ(dump_json(Json("a\xff")), "\"a\xef\xbf\xbd\"");
+}
 
 TEST(File, MissingDirectoryAndTooLarge) {
   EXPECT_EQ(read_file("/nonexistent/file").error().kind, ErrorKind::kNotFound);
@@ -44,7 +46,9 @@ TEST(File, MissingDirectoryAndTooLarge) {
   EXPECT_EQ(MappedFile::open(path)->bytes().size(), 5u);
 }
 
-TEST(CheckDeath, PrintsBothValues) { EXPECT_DEATH(CHECK_EQ(1, 2), "1 vs 2"); }
+TEST(CheckDeath, PrintsBothValues) {
+  EXPECT_DEATH(CHECK_EQ(1, 2), "1 vs 2");
+}
 
 }  // namespace
 }  // namespace volley

@@ -21,19 +21,19 @@ template <class A, class B>
 }  // namespace check_detail
 }  // namespace volley
 
-#define VOLLEY_CHECK_COMPARE_(a, op, b)                                                         \
-  do {                                                                                          \
-    const auto& check_a = (a);                                                                  \
-    const auto& check_b = (b);                                                                  \
-    if (!(check_a op check_b)) [[unlikely]]                                                     \
-      ::volley::check_detail::compare_failed(__FILE__, __LINE__, #a " " #op " " #b, check_a,    \
-                                             check_b);                                          \
+#define VOLLEY_CHECK_COMPARE_(a, op, b)                                                      \
+  do {                                                                                       \
+    const auto& check_a = (a);                                                               \
+    const auto& check_b = (b);                                                               \
+    if (!(check_a op check_b)) [[unlikely]]                                                  \
+      ::volley::check_detail::compare_failed(__FILE__, __LINE__, #a " " #op " " #b, check_a, \
+                                             check_b);                                       \
   } while (false)
 
-#define CHECK(condition)                                                         \
-  do {                                                                           \
-    if (!(condition)) [[unlikely]]                                               \
-      ::volley::check_failed(__FILE__, __LINE__, #condition);                    \
+#define CHECK(condition)                                      \
+  do {                                                        \
+    if (!(condition)) [[unlikely]]                            \
+      ::volley::check_failed(__FILE__, __LINE__, #condition); \
   } while (false)
 #define CHECK_EQ(a, b) VOLLEY_CHECK_COMPARE_(a, ==, b)
 #define CHECK_NE(a, b) VOLLEY_CHECK_COMPARE_(a, !=, b)

@@ -17,8 +17,10 @@ struct JsonLimits {
   int max_depth = 64;  // nlohmann recurses: two million '[' would overflow the stack
 };
 
-// Parses `text` (UTF-8). Errors name `what` (a file name or a flag) and the byte where it went wrong.
-Result<Json> parse_json(std::string_view text, std::string_view what, const JsonLimits& limits = {});
+// Parses `text` (UTF-8). Errors name `what` (a file name or a flag) and the byte where it went
+// wrong.
+Result<Json> parse_json(std::string_view text, std::string_view what,
+                        const JsonLimits& limits = {});
 
 // Serialises `value`; bytes that are no UTF-8 become U+FFFD, never an exception.
 std::string dump_json(const Json& value, int indent = -1);

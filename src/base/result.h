@@ -47,14 +47,13 @@ tl::unexpected<Error> invalid(fmt::format_string<Args...> format, Args&&... args
 // VOLLEY_TRY(auto x, f()): x = value of f(), or return its error from the enclosing function.
 #define VOLLEY_TRY_CONCAT_(a, b) a##b
 #define VOLLEY_TRY_NAME_(line) VOLLEY_TRY_CONCAT_(volley_try_result_, line)
-#define VOLLEY_TRY(declaration, expression)                                     \
-  auto VOLLEY_TRY_NAME_(__LINE__) = (expression);                               \
-  if (!VOLLEY_TRY_NAME_(__LINE__))                                              \
-    return ::tl::unexpected<::volley::Error>(                                   \
-        std::move(VOLLEY_TRY_NAME_(__LINE__).error()));                         \
+#define VOLLEY_TRY(declaration, expression)                                                  \
+  auto VOLLEY_TRY_NAME_(__LINE__) = (expression);                                            \
+  if (!VOLLEY_TRY_NAME_(__LINE__))                                                           \
+    return ::tl::unexpected<::volley::Error>(std::move(VOLLEY_TRY_NAME_(__LINE__).error())); \
   declaration = std::move(*VOLLEY_TRY_NAME_(__LINE__))
 
 // VOLLEY_TRY_STATUS(f()): return the error of f(), if it has one.
-#define VOLLEY_TRY_STATUS(expression)                                           \
-  if (auto volley_try_status = (expression); !volley_try_status)                \
+#define VOLLEY_TRY_STATUS(expression)                            \
+  if (auto volley_try_status = (expression); !volley_try_status) \
   return ::tl::unexpected<::volley::Error>(std::move(volley_try_status.error()))

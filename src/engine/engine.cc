@@ -25,10 +25,10 @@ constexpr int kCandidates = 4;
 // Rows count as free while a pass over them costs at most this much more.
 constexpr double kFreeRows = 1.04;
 
-// A drafter sees less than its target and spreads its probabilities wider. Sampling from it as it is
-// lets the shared noise pick tokens that the surer target would not; at half the temperature the
+// A drafter sees less than its target and spreads its probabilities wider. Sampling from it as it
+// is lets the shared noise pick tokens that the surer target would not; at a lower temperature the
 // noise decides close calls only.
-constexpr float kDraftSharpness = 2;
+constexpr float kDraftSharpness = 2.5;
 
 int block_size_of(const DrafterConfig* drafter) {
   return drafter != nullptr ? drafter->block_size : 1;

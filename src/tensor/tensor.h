@@ -1,11 +1,12 @@
 #pragma once
 
-// Activations: two-dimensional, row-major, in a backend's memory. A row is one token of one sequence.
+// Activations: two-dimensional, row-major, in a backend's memory. A row is one token of one
+// sequence.
 
 #include <cstdint>
-#include <utility>
 #include <functional>
 #include <memory>
+#include <utility>
 
 #include "base/check.h"
 #include "tensor/dtype.h"

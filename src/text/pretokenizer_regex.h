@@ -1,8 +1,8 @@
 #pragma once
 
 // Split patterns that no hand-coded splitter knows, on PCRE2. `tokenizers` runs Oniguruma (Ruby
-// syntax), so a pattern is accepted only when both engines read it alike. General categories follow the
-// package's Unicode version, scripts and other properties PCRE2's.
+// syntax), so a pattern is accepted only when both engines read it alike. General categories follow
+// the package's Unicode version, scripts and other properties PCRE2's.
 
 #include <memory>
 #include <string_view>
