@@ -39,7 +39,8 @@ const std::vector<Api::Route>& Api::routes() {
 
 const Api::Route* Api::find_route(const HttpRequest& request, bool& path_known) const {
   path_known = false;
-  const std::string_view method = request.method == "HEAD" ? "GET" : request.method;
+  std::string_view method = request.method;
+  if (method == "HEAD") method = "GET";
   std::string_view path = request.path;
   // One model of the list has the list's rules.
   if (path.starts_with("/v1/models/")) path = "/v1/models";
