@@ -134,7 +134,8 @@ ModelLimits Engine::model_limits(const EngineConfig& config, const TargetConfig&
 
 namespace {
 
-SchedulerConfig scheduler_config(const EngineConfig& config, const ModelLimits& limits) {
+SchedulerConfig scheduler_config(const EngineConfig& config, const ModelLimits& limits,
+                                 int block_size) {
   const int64_t page_size = config.page_size;
   const int64_t pages_of_one = (limits.max_positions + page_size - 1) / page_size;
   const int64_t wanted = config.kv_positions > 0 ? config.kv_positions / page_size
@@ -145,6 +146,8 @@ SchedulerConfig scheduler_config(const EngineConfig& config, const ModelLimits& 
           .page_size = config.page_size,
           .max_rows = limits.max_output_rows + config.prefill_chunk,
           .max_output_rows = limits.max_output_rows,
+          .draft_rows = block_size - 1,
+          .max_positions = limits.max_positions,
           .prefix_caching = config.prefix_caching};
 }
 
@@ -158,7 +161,7 @@ Engine::Engine(const EngineConfig& config, const ModelLimits& limits, TargetMode
       ops_(ops),
       max_model_len_(limits.max_positions),
       block_size_(block_size_of(drafter != nullptr ? &drafter->config() : nullptr)),
-      scheduler_(scheduler_config(config, limits)),
+      scheduler_(scheduler_config(config, limits, block_size_)),
       sampler_(target.config().vocab_size),
       mask_((target.config().vocab_size + 31) / 32),
       verify_cost_(limits.max_output_rows),
@@ -407,8 +410,12 @@ void Engine::draft_blocks() {
     inject_pending(*item.sequence);
     draft_rows_.begin_sequence(scheduled.pages.data());
     draft_rows_.add(scheduled.tokens.back(), scheduled.num_computed);
-    for (int i = 1; i <= item.plan.num_drafts; ++i) {
-      output_rows_.push_back(draft_rows_.num_rows());
+    // Always the whole block, as the drafter was trained, whatever is kept of it: with fewer masks
+    // the demo drafter's acceptance_length falls from 5.0 to 1.2 on one prompt.
+    const int64_t room = max_model_len_ - scheduled.num_computed;
+    const auto num_block_rows = static_cast<int>(std::min<int64_t>(block_size_, room));
+    for (int i = 1; i < num_block_rows; ++i) {
+      if (i <= item.plan.num_drafts) output_rows_.push_back(draft_rows_.num_rows());
       draft_rows_.add(drafter_->config().mask_token_id, scheduled.num_computed + i);
     }
   }

@@ -99,7 +99,11 @@ int Scheduler::reserve(ScheduledSequence& sequence, int draft_length, StepPlan& 
   const int64_t chunk = std::min<int64_t>(pending, std::max(1, sequence.prefill_chunk));
   const int64_t known_end = sequence.num_computed + chunk;
   while (true) {
-    if (sequence.pages.grow(known_end + draft_length, pages_)) return draft_length;
+    int64_t end = known_end + draft_length;
+    if (draft_length > 0) {
+      end = std::max(end, std::min<int64_t>(known_end + config_.draft_rows, config_.max_positions));
+    }
+    if (sequence.pages.grow(end, pages_)) return draft_length;
     if (draft_length > 0) {
       draft_length = 0;
       continue;
