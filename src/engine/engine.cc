@@ -328,8 +328,8 @@ int Engine::wanted_draft_length(Sequence& sequence) {
   int length = sequence.chooser.choose(bound, num_sequences, draft_cost_, verify_cost_);
   if (length == 0 || !may_branch(sequence)) return length;
   const auto cost = [&](int drafts) {
-    const int rows = num_sequences * (1 + drafts);
-    return draft_cost_.estimate(rows) + verify_cost_.estimate(rows);
+    return draft_cost_.estimate(num_sequences * block_size_) +
+           verify_cost_.estimate(num_sequences * (1 + drafts));
   };
   const double budget = kFreeRows * cost(length);
   while (length < bound && cost(length + 1) <= budget) ++length;

@@ -93,6 +93,8 @@ int DraftLengthChooser::choose(int max_length, int num_sequences, const CostTabl
   if (max_length <= 0) return 0;
   if (!draft_cost.known() || !verify_cost.known()) return max_length;  // measure first
 
+  // A draft pass fills whole blocks, however few drafts are kept.
+  const double draft_s = draft_cost.estimate(num_sequences * (config_.max_length + 1));
   const double plain_rate = 1 / verify_cost.estimate(num_sequences);
   int best = 0;
   double best_rate = plain_rate * (1 + config_.margin);
@@ -102,7 +104,7 @@ int DraftLengthChooser::choose(int max_length, int num_sequences, const CostTabl
     survival *= survival_.conditional(n);
     tokens += survival;
     const int rows = num_sequences * (1 + n);
-    const double rate = tokens / (draft_cost.estimate(rows) + verify_cost.estimate(rows));
+    const double rate = tokens / (draft_s + verify_cost.estimate(rows));
     if (rate > best_rate) {
       best_rate = rate;
       best = n;
