@@ -36,6 +36,7 @@ const std::vector<IncludeRule>& include_rules() {
       {"ops/", {"tensor/", "base/"}},
       {"ops/cuda/", {"gemm/", "ep/", "cuda/", "tensor/", "base/", "ops/"}},
       {"weights/", {"tensor/", "base/"}},
+      {"hub/", {"base/"}},
       {"model/", {"ops/ops.h", "weights/", "tensor/", "base/"}},
       {"kv/", {"base/"}},
       {"spec/", {"base/"}},

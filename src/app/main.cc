@@ -2,10 +2,12 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include "app/bench_serve.h"
 #include "app/commands.h"
+#include "app/model_folders.h"
 #include "app/options.h"
 #include "app/serve.h"
 #include "base/log.h"
@@ -22,7 +24,16 @@ LogLevel log_level(const Options& options) {
   return talks ? LogLevel::kWarning : LogLevel::kInfo;
 }
 
-Result<int> run(const Options& options) {
+const char* environment_variable(const char* name) {
+  return std::getenv(name);
+}
+
+Result<int> run(Options options) {
+  if (options.verb != Verb::kDownload && options.verb != Verb::kTokenize) {
+    const Hub hub(hub_config(environment_variable, options.model.hub_cache));
+    VOLLEY_TRY_STATUS(find_model_folders(hub, download_line(options.output.quiet, nullptr),
+                                         options.model, options.folders));
+  }
   switch (options.verb) {
     case Verb::kHelp:
       std::fputs(options.help.c_str(), stdout);
@@ -41,6 +52,8 @@ Result<int> run(const Options& options) {
       return run_inspect(options);
     case Verb::kTokenize:
       return run_tokenize(options);
+    case Verb::kDownload:
+      return run_download(options, Hub(hub_config(environment_variable, options.model.hub_cache)));
   }
   return kExitFailed;
 }
@@ -55,17 +68,17 @@ int run_program(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is a failed write, not a death
   const std::vector<std::string> words(argv + 1, argv + argc);
   if (!words.empty() && words[0] == "serve") {  // has a config file and an environment of its own
-    const auto code = run_serve({words.begin() + 1, words.end()});
+    const auto code = run_serve({words.begin() + 1, words.end()}, environment_variable);
     return code ? *code : report(code.error());
   }
   if (words.size() > 1 && words[0] == "bench" && words[1] == "serve") {
     const auto code = run_bench_serve({words.begin() + 2, words.end()});
     return code ? *code : report(code.error());
   }
-  const auto options = parse_options(std::vector<std::string>(argv + 1, argv + argc));
+  auto options = parse_options(std::vector<std::string>(argv + 1, argv + argc));
   if (!options) return report(options.error());
   set_log_level(log_level(*options));
-  const auto code = run(*options);
+  const auto code = run(std::move(*options));
   if (!code) return report(code.error());
   if (std::fflush(stdout) != 0) {
     return report({ErrorKind::kIo, "standard output could not be written"});

@@ -24,19 +24,34 @@ struct RawValues {
   std::vector<std::string> logit_bias;
 };
 
-void add_model_flags(CLI::App& app, Options& o, RawValues& raw) {
-  app.add_option("-m,--target,--model", o.model.target, "target: a Hugging Face model folder")
+void add_hub_flags(CLI::App& app, Options& o) {
+  app.add_option("--revision", o.model.revision, "branch, tag or commit of a hub id [main]")
+      ->type_name("REV")
+      ->group("Models");
+  app.add_option("--draft-revision", o.model.draft_revision, "that of the drafter's [main]")
+      ->type_name("REV")
+      ->group("Models");
+  app.add_option("--hub-cache", o.model.hub_cache,
+                 "the Hugging Face cache [HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub]")
       ->type_name("DIR")
+      ->group("Models");
+}
+
+void add_model_flags(CLI::App& app, Options& o, RawValues& raw) {
+  app.add_option("-m,--target,--model", o.model.target,
+                 "target: a Hugging Face model folder, or a hub id, which is downloaded")
+      ->type_name("DIR|ID")
       ->group("Models");
   app.add_option("--draft,--model-draft,--draft-model", o.model.draft,
                  "DFlash drafter of that target (also -md); without one, plain decoding")
-      ->type_name("DIR")
+      ->type_name("DIR|ID")
       ->group("Models");
   app.add_option("--speculative-config", raw.speculative_config,
                  R"(the drafter in vLLM's form: {"method":"dflash","model":DIR,)"
                  R"("num_speculative_tokens":N})")
       ->type_name("JSON")
       ->group("Models");
+  add_hub_flags(app, o);
   app.add_option("--max-model-len,-c", o.model.max_model_len,
                  "positions of a sequence [the checkpoint's, at most 8192]")
       ->type_name("N")
@@ -306,6 +321,24 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
       ->group("Prompt");
   tokenize.add_flag("--json", o.prompt.json, "print JSON")->group("Output");
   add_output_flags(tokenize, o, raw);
+
+  CLI::App& download =
+      add(app, Verb::kDownload, "download", "bring a hub's models into the cache, or up to date",
+          "Prints the folder of each. Other commands download what they lack by themselves.\n"
+          "HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE mean what they mean to\n"
+          "Hugging Face's tools, and the cache is the same.\n"
+          "Example:\n"
+          "  volley download Qwen/Qwen3-4B z-lab/Qwen3-4B-DFlash-b16");
+  download.add_option("ids", o.folders, "hub ids")->type_name("ID");
+  download.add_option("--revision", o.model.revision, "branch, tag or commit [main]")
+      ->type_name("REV")
+      ->group("Models");
+  download
+      .add_option("--hub-cache", o.model.hub_cache,
+                  "the Hugging Face cache [HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub]")
+      ->type_name("DIR")
+      ->group("Models");
+  add_output_flags(download, o, raw);
   return verbs;
 }
 
@@ -359,7 +392,10 @@ Status check_numbers(const Options& o) {
 }
 
 Status check_paths(const Options& o) {
-  const bool needs_target = o.verb != Verb::kInspect;
+  if (o.verb == Verb::kDownload && o.folders.empty()) {
+    return invalid("nothing to download: give a hub id such as Qwen/Qwen3-4B");
+  }
+  const bool needs_target = o.verb != Verb::kInspect && o.verb != Verb::kDownload;
   if (needs_target && o.model.target.empty()) {
     return invalid("no model: give the target's folder with --target DIR");
   }
@@ -502,6 +538,9 @@ Status apply_speculative_config(const std::string& json, ModelOptions& model) {
         return invalid("--draft and {} both name a drafter: give one", flag);
       }
       model.draft = value.get<std::string>();
+    } else if (key == "revision") {
+      if (!value.is_string()) return invalid("{}: revision: expected a name", flag);
+      model.draft_revision = value.get<std::string>();
     } else if (key == "num_speculative_tokens") {
       const auto length = DraftLengthChoice::parse(dump_json(value));
       if (!value.is_number_integer() || !length) {
@@ -517,7 +556,7 @@ Status apply_speculative_config(const std::string& json, ModelOptions& model) {
       model.draft_sampling = value == "greedy" ? DraftSampling::kArgmax : DraftSampling::kCoupled;
     } else {
       return invalid(
-          "{}: unknown key \"{}\"; known are method, model, num_speculative_tokens and "
+          "{}: unknown key \"{}\"; known are method, model, revision, num_speculative_tokens and "
           "draft_sample_method",
           flag, key);
     }

@@ -14,7 +14,17 @@
 
 namespace volley {
 
-enum class Verb { kHelp, kGenerate, kChat, kBench, kSameAnswer, kDemo, kInspect, kTokenize };
+enum class Verb {
+  kHelp,
+  kGenerate,
+  kChat,
+  kBench,
+  kSameAnswer,
+  kDemo,
+  kInspect,
+  kTokenize,
+  kDownload,
+};
 enum class ColorMode { kAuto, kAlways, kNever };
 
 // How many tokens to draft, as asked for. kFull: the drafter's whole block, known once it is
@@ -32,8 +42,11 @@ struct DraftLengthChoice {
 
 struct ModelOptions {
   std::string target;
-  std::string draft;    // empty: plain decoding
-  int num_threads = 0;  // 0: the physical cores this process may use
+  std::string draft;                    // empty: plain decoding
+  std::string revision = "main";        // of a target that is a hub id
+  std::string draft_revision = "main";  // of such a drafter
+  std::string hub_cache;                // empty: where Hugging Face's tools have it
+  int num_threads = 0;                  // 0: the physical cores this process may use
   std::string isa = "auto";
   std::string backend = "cpu";
   int max_model_len = 0;    // 0: the checkpoint's, at most 8192
@@ -89,7 +102,7 @@ struct Options {
   PromptOptions prompt;
   BenchOptions bench;
   SameAnswerOptions same_answer;
-  std::vector<std::string> folders;  // of inspect, beside target and draft
+  std::vector<std::string> folders;  // of inspect, beside target and draft; of download, hub ids
 };
 
 // `arguments` without the program's name. Errors: unknown or malformed flags, values out of range,
@@ -99,7 +112,7 @@ Result<Options> parse_options(std::vector<std::string> arguments);
 // ID=BIAS, ID+BIAS or ID-BIAS (llama.cpp), or a JSON object {"ID": BIAS, ...} (OpenAI); appends.
 Status parse_logit_bias(const std::string& text, std::vector<std::pair<int32_t, float>>& out);
 
-// vLLM's {"method": "dflash", "model": DIR, "num_speculative_tokens": N} into `model`.
+// vLLM's {"method": "dflash", "model": DIR, "num_speculative_tokens": N, ...} into `model`.
 Status apply_speculative_config(const std::string& json, ModelOptions& model);
 
 }  // namespace volley

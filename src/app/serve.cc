@@ -1,15 +1,15 @@
 #include "app/serve.h"
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
-#include <cstdlib>
 #include <ctime>
 #include <sstream>
 #include <thread>
 
 #include "app/commands.h"
-#include "app/hub_cache.h"
 #include "app/load.h"
+#include "app/model_folders.h"
 #include "app/serve_options.h"
 #include "base/clock.h"
 #include "base/file.h"
@@ -122,8 +122,11 @@ struct Serving {
   int max_live = 0;
 };
 
-Result<std::unique_ptr<Serving>> load_serving(const ServeOptions& options) {
+Result<std::unique_ptr<Serving>> load_serving(const Hub& hub, const HubReport& report,
+                                              ServeOptions& options) {
   VOLLEY_TRY(const Backend backend, choose_backend(options.model));
+  std::vector<std::string> no_others;
+  VOLLEY_TRY_STATUS(find_model_folders(hub, report, options.model, no_others));
   // The config first: it is small and tells best what is wrong with a folder.
   VOLLEY_TRY(const TargetConfig target, read_target_config(options.model.target));
   auto serving = std::make_unique<Serving>();
@@ -224,19 +227,9 @@ std::string url_of(const std::string& host, int port) {
   return fmt::format("http://{}{}{}:{}", v6 ? "[" : "", host, v6 ? "]" : "", port);
 }
 
-Result<int> serve(ServeOptions options) {
+Result<int> serve(ServeOptions options, const Hub& hub) {
   const std::string asked_target = options.model.target;
   const std::string asked_draft = options.model.draft;
-  const HubCache cache{.folder = options.hub_cache.empty()
-                                     ? hub_cache_folder(std::getenv("HF_HUB_CACHE"),
-                                                        std::getenv("HF_HOME"), std::getenv("HOME"))
-                                     : std::filesystem::path(options.hub_cache),
-                       .revision = options.revision};
-  VOLLEY_TRY(options.model.target, cache.find(asked_target));
-  if (!asked_draft.empty()) {
-    VOLLEY_TRY(options.model.draft, cache.find(asked_draft));
-  }
-
   ApiConfig api_config;
   api_config.limits = options.api;
   VOLLEY_TRY(api_config.keys, read_api_keys(options));
@@ -264,8 +257,11 @@ Result<int> serve(ServeOptions options) {
   // The port answers from the first moment; /ready says when the model does.
   std::unique_ptr<Serving> serving;
   std::optional<Error> load_error;
+  std::atomic<bool> ending = false;
   std::thread loader([&] {
-    auto loaded = std::make_shared<Result<std::unique_ptr<Serving>>>(load_serving(options));
+    const HubReport report = download_line(/*quiet=*/false, [&] { return !ending; });
+    auto loaded =
+        std::make_shared<Result<std::unique_ptr<Serving>>>(load_serving(hub, report, options));
     http->post([&, loaded] {
       if (!*loaded) {
         load_error = std::move(loaded->error());
@@ -280,6 +276,7 @@ Result<int> serve(ServeOptions options) {
   http->on_signals({SIGTERM, SIGINT},
                    [&](int) { drain.begin(serving ? serving->thread.get() : nullptr); });
   http->run();
+  ending = true;
   loader.join();
   // What is still under way must end before the sockets it would answer to.
   api.shut_down();
@@ -291,15 +288,15 @@ Result<int> serve(ServeOptions options) {
 
 }  // namespace
 
-Result<int> run_serve(const std::vector<std::string>& arguments) {
-  VOLLEY_TRY(ServeOptions options,
-             parse_serve_options(arguments, [](const char* name) { return std::getenv(name); }));
+Result<int> run_serve(const std::vector<std::string>& arguments, const Environment& environment) {
+  VOLLEY_TRY(ServeOptions options, parse_serve_options(arguments, environment));
   if (!options.help.empty()) {
     std::fputs(options.help.c_str(), stdout);
     return kExitOk;
   }
   set_log_level(options.log_level);
-  return serve(std::move(options));
+  const Hub hub(hub_config(environment, options.model.hub_cache));
+  return serve(std::move(options), hub);
 }
 
 }  // namespace volley

@@ -3,12 +3,12 @@
 // What `volley serve` is told, from a TOML file, the environment (VOLLEY_*) and flags; each wins
 // over the one before it. One table names every setting, so all three know the same ones.
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "app/model_folders.h"
 #include "app/options.h"
 #include "base/log.h"
 #include "server/api_request.h"
@@ -19,8 +19,6 @@ namespace volley {
 struct ServeOptions {
   ModelOptions model;
   EngineConfig engine{.max_num_seqs = 16, .max_queued = 256};
-  std::string revision = "main";
-  std::string hub_cache;  // empty: where Hugging Face's tools have it
   std::vector<std::string> served_names;
 
   std::string host = "127.0.0.1";
@@ -40,9 +38,6 @@ struct ServeOptions {
 
   std::string help;  // not empty: print it and do nothing
 };
-
-// The value of an environment variable; nullptr when it is not set.
-using Environment = std::function<const char*(const char*)>;
 
 // `arguments` after "serve". Errors name the setting and where it was given.
 Result<ServeOptions> parse_serve_options(const std::vector<std::string>& arguments,

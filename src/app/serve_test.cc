@@ -1,4 +1,4 @@
-// The settings of `volley serve`, the hub cache, and the report of `volley bench serve`.
+// The settings of `volley serve`, of the hub, and the report of `volley bench serve`.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,6 @@
 #include <fstream>
 #include <map>
 
-#include "app/hub_cache.h"
 #include "app/serve_options.h"
 #include "server/load_client.h"
 
@@ -110,24 +109,33 @@ TEST_F(ServeOptionsTest, HelpNamesEverySetting) {
   }
 }
 
-TEST_F(ServeOptionsTest, HubIdsAreFoundInTheCache) {
-  const HubCache cache{.folder = folder_};
-  write("models--org--name/refs/main", "abc123\n");
-  write("models--org--name/snapshots/abc123/config.json", "{}");
-  EXPECT_EQ(*cache.find("org/name"), folder_ / "models--org--name" / "snapshots" / "abc123");
-  EXPECT_EQ((*HubCache{.folder = folder_, .revision = "abc123"}.find("org/name")).filename(),
-            "abc123");
-  EXPECT_EQ(*cache.find(folder_.string()), folder_);
-  for (const char* model : {"org/other", "../x", "org/../name", "a/b/c", "", "/nowhere", "org/"}) {
-    EXPECT_FALSE(cache.find(model)) << model;
-  }
-  EXPECT_THAT(cache.find("org/other").error().message, HasSubstr("hf download org/other"));
-  EXPECT_FALSE((HubCache{.folder = folder_, .revision = "../../x"}.find("org/name")));
-  write("models--org--evil/refs/main", "../../../etc");
-  EXPECT_FALSE(cache.find("org/evil"));
-  EXPECT_EQ(hub_cache_folder("/c", "/h", "/u"), "/c");
-  EXPECT_EQ(hub_cache_folder(nullptr, "/h", "/u"), "/h/hub");
-  EXPECT_EQ(hub_cache_folder(nullptr, "", "/u"), "/u/.cache/huggingface/hub");
+TEST_F(ServeOptionsTest, TheHubIsToldByTheEnvironment) {
+  const auto config = [this](const std::string& cache = "") {
+    return hub_config(
+        [this](const char* name) -> const char* {
+          const auto found = environment_.find(name);
+          return found == environment_.end() ? nullptr : found->second.c_str();
+        },
+        cache);
+  };
+  environment_ = {{"HOME", folder_.string()}};
+  EXPECT_EQ(config().cache, folder_ / ".cache/huggingface/hub");
+  EXPECT_EQ(config().endpoint, "https://huggingface.co");
+  EXPECT_EQ(config().token, "");
+  EXPECT_FALSE(config().offline);
+  EXPECT_EQ(config("/c").cache, "/c");
+  environment_ = {{"HF_HOME", folder_.string()},
+                  {"HF_ENDPOINT", "http://hub.example/"},
+                  {"HF_HUB_OFFLINE", "true"}};
+  write("token", " of-the-file\n");
+  EXPECT_EQ(config().cache, folder_ / "hub");
+  EXPECT_EQ(config().endpoint, "http://hub.example");
+  EXPECT_EQ(config().token, "of-the-file");
+  EXPECT_TRUE(config().offline);
+  environment_["HF_TOKEN"] = "of-the-environment";
+  environment_["HF_HUB_CACHE"] = "/cache";
+  EXPECT_EQ(config().token, "of-the-environment");
+  EXPECT_EQ(config().cache, "/cache");
 }
 
 TEST(LoadReport, CountsAsVllmDoes) {
