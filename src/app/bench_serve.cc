@@ -32,9 +32,10 @@ struct BenchServeOptions {
   double temperature = 0;
   int64_t seed = 0;
   bool ignore_eos = false;
-  double request_rate = 0;  // a second; 0: closed loop
-  std::string drafts;       // num_speculative_tokens of every request
-  std::string goodput;      // "ttft:200 tpot:50 e2el:2000"
+  double request_rate = 0;           // a second; 0: closed loop
+  std::string drafts;                // num_speculative_tokens of every request
+  Json extra_body = Json::object();  // more fields of every request
+  std::string goodput;               // "ttft:200 tpot:50 e2el:2000"
   std::vector<double> percentiles{50, 90, 99};
   std::string result_file;
   bool quiet = false;
@@ -42,7 +43,7 @@ struct BenchServeOptions {
 
 Result<BenchServeOptions> parse(const std::vector<std::string>& arguments, std::string& help) {
   BenchServeOptions o;
-  std::string base_url;
+  std::string extra_body;
   CLI::App app("Load on any OpenAI-compatible server, with the fields of `vllm bench serve`.");
   app.name("volley bench serve");
   app.footer(
@@ -74,6 +75,7 @@ Result<BenchServeOptions> parse(const std::vector<std::string>& arguments, std::
   app.add_flag("--ignore-eos", o.ignore_eos, "answers of full length (vLLM, SGLang, Volley)");
   app.add_option("--num-speculative-tokens", o.drafts,
                  "of every request: a number or auto (Volley)");
+  app.add_option("--extra-body", extra_body, "JSON object, more fields of every request");
   app.add_option("--goodput", o.goodput, "goals in ms: ttft:200 tpot:50 e2el:2000");
   app.add_option("--percentiles,--metric-percentiles", o.percentiles, "[50,90,99]")
       ->delimiter(',')
@@ -92,6 +94,10 @@ Result<BenchServeOptions> parse(const std::vector<std::string>& arguments, std::
       return o;
     }
     return invalid("{}; see volley bench serve --help", error.what());
+  }
+  if (!extra_body.empty()) {
+    VOLLEY_TRY(o.extra_body, parse_json(extra_body, "--extra-body"));
+    if (!o.extra_body.is_object()) return invalid("--extra-body: expected a JSON object");
   }
   return o;
 }
@@ -139,6 +145,7 @@ Json request_body(const BenchServeOptions& o, const BenchPrompt& prompt, int64_t
   } else if (!o.drafts.empty()) {
     body["num_speculative_tokens"] = std::atoi(o.drafts.c_str());
   }
+  body.update(o.extra_body);
   return body;
 }
 

@@ -1,11 +1,16 @@
 // The settings of `volley serve`, of the hub, and the report of `volley bench serve`.
 
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <thread>
 
 #include "app/serve_options.h"
 #include "server/load_client.h"
@@ -136,6 +141,43 @@ TEST_F(ServeOptionsTest, TheHubIsToldByTheEnvironment) {
   environment_["HF_HUB_CACHE"] = "/cache";
   EXPECT_EQ(config().token, "of-the-environment");
   EXPECT_EQ(config().cache, "/cache");
+}
+
+// As llama-cpp-python's server has it: lines end in CR LF, and no usage comes.
+TEST(LoadClient, ReadsStreamsOfOtherServers) {
+  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  ASSERT_EQ(::bind(listener, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(::listen(listener, 1), 0);
+  ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size);
+  std::thread peer([listener] {
+    const int socket = ::accept(listener, nullptr, nullptr);
+    char request[4096];
+    ::recv(socket, request, sizeof(request), 0);
+    const auto event = [](const char* text) {
+      return fmt::format("data: {{\"choices\": [{{\"delta\": {{\"content\": \"{}\"}}}}]}}\r\n\r\n",
+                         text);
+    };
+    const std::string answer =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" +
+        event("a") + ": ping\r\n\r\n" + event("b") + "data: [DONE]\r\n\r\n";
+    ::send(socket, answer.data(), answer.size(), MSG_NOSIGNAL);
+    ::close(socket);
+  });
+  const auto results =
+      server::run_load({.port = ntohs(address.sin_port)}, {{.body = "{}"}}, [](int) {});
+  peer.join();
+  ::close(listener);
+  ASSERT_TRUE(results);
+  EXPECT_TRUE(results->front().ok) << results->front().error;
+  EXPECT_EQ(results->front().text, "ab");
+  EXPECT_EQ(results->front().num_tokens, 2);
+  const Json report = server::load_report(*results, 1, {}, {50});
+  EXPECT_EQ(report["answers_without_usage"], 1);
+  EXPECT_EQ(report["total_output_tokens"], 2);
 }
 
 TEST(LoadReport, CountsAsVllmDoes) {

@@ -214,6 +214,7 @@ void Stream::read() {
 }
 
 void Stream::on_body() {
+  std::erase(body_, '\r');  // lines may end in CR LF; JSON text has no bare CR
   size_t end_of_event;
   while (!over_ && (end_of_event = body_.find("\n\n")) != std::string::npos) {
     const std::string event = body_.substr(0, end_of_event);
@@ -249,6 +250,7 @@ void Stream::on_event(std::string_view data) {
   }
   if (text.empty()) return;
   result.text += text;
+  ++result.num_text_events;
   if (result.first_token_s == 0) {
     result.first_token_s = now - result.start_s;
   } else {
@@ -263,6 +265,10 @@ void Stream::end(std::string error) {
   LoadResult& result = run_.results_[idx_];
   result.ok = error.empty();
   result.error = std::move(error);
+  if (result.num_tokens == 0) {
+    result.has_usage = false;
+    result.num_tokens = result.num_text_events;
+  }
   if (result.end_s == 0) result.end_s = now_s() - result.start_s;
   timer_.cancel();
   error_code ignored;
@@ -325,13 +331,14 @@ Result<std::string> http_get(const LoadConfig& config, const std::string& path) 
 
 Json load_report(const std::vector<LoadResult>& results, double duration_s, const LoadGoal& goal,
                  const std::vector<double>& percentiles) {
-  int64_t completed = 0, good = 0, prompt_tokens = 0, tokens = 0;
+  int64_t completed = 0, good = 0, prompt_tokens = 0, tokens = 0, without_usage = 0;
   std::vector<double> ttft, tpot, itl, e2el;
   for (const LoadResult& result : results) {
     if (!result.ok) continue;
     ++completed;
     prompt_tokens += result.num_prompt_tokens;
     tokens += result.num_tokens;
+    without_usage += result.has_usage ? 0 : 1;
     ttft.push_back(1e3 * result.first_token_s);
     e2el.push_back(1e3 * result.end_s);
     double per_token = 0;
@@ -351,6 +358,9 @@ Json load_report(const std::vector<LoadResult>& results, double duration_s, cons
   report["failed"] = static_cast<int64_t>(results.size()) - completed;
   report["total_input_tokens"] = prompt_tokens;
   report["total_output_tokens"] = tokens;
+  // Their events were counted instead; a server that has no usage sends a token an event, as a
+  // rule.
+  if (without_usage > 0) report["answers_without_usage"] = without_usage;
   report["request_throughput"] = static_cast<double>(completed) / duration_s;
   report["request_goodput"] = static_cast<double>(good) / duration_s;
   report["output_throughput"] = static_cast<double>(tokens) / duration_s;

@@ -30,12 +30,14 @@ struct LoadConfig {
 struct LoadResult {
   bool ok = false;
   std::string error;
-  double start_s = 0;             // when it was sent
-  double first_token_s = 0;       // from its start
-  double end_s = 0;               // from its start
-  std::vector<double> gaps_s;     // between two chunks that carried text
+  double start_s = 0;          // when it was sent
+  double first_token_s = 0;    // from its start
+  double end_s = 0;            // from its start
+  std::vector<double> gaps_s;  // between two chunks that carried text
+  int64_t num_text_events = 0;
+  bool has_usage = true;
   int64_t num_prompt_tokens = 0;  // as the server counts
-  int64_t num_tokens = 0;
+  int64_t num_tokens = 0;         // likewise; without usage, num_text_events
   std::string text;
 };
 
