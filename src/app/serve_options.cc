@@ -314,7 +314,7 @@ std::vector<Setting> server_settings() {
       {group,
        {"--max-outbound-bytes"},
        "N",
-       "a stream's client that leaves more unread is dropped [1048576]",
+       "a stream's client that leaves more unread is dropped [262144]",
        number(kHttp, &server::HttpLimits::max_outbound_bytes, 1 << 12, 1 << 30)},
       {group,
        {"--idle-timeout"},

@@ -10,6 +10,7 @@ Status HttpLimits::validate() const {
   VOLLEY_TRY_STATUS(check("max_connections", max_connections, 1, 1 << 20));
   VOLLEY_TRY_STATUS(check("max_header_bytes", max_header_bytes, 1 << 10, 1 << 20));
   VOLLEY_TRY_STATUS(check("max_body_bytes", static_cast<double>(max_body_bytes), 1 << 10, 1 << 30));
+  VOLLEY_TRY_STATUS(check("socket_buffer_bytes", socket_buffer_bytes, 1 << 12, 1 << 30));
   VOLLEY_TRY_STATUS(check("max_outbound_bytes", max_outbound_bytes, 1 << 12, 1 << 30));
   VOLLEY_TRY_STATUS(check("idle_timeout_s", idle_timeout_s, 0.1, 86400));
   VOLLEY_TRY_STATUS(check("read_timeout_s", read_timeout_s, 0.1, 86400));

@@ -21,10 +21,12 @@ struct HttpLimits {
   int max_connections = 4096;        // more are told 503 and closed
   int max_header_bytes = 16 << 10;   // request line and headers, else 431
   int64_t max_body_bytes = 4 << 20;  // else 413
-  int max_outbound_bytes = 1 << 20;  // unsent bytes of a stream before its client is dropped
-  double idle_timeout_s = 75;        // between two requests of a connection
-  double read_timeout_s = 30;        // from a request's first byte to its last, else 408
-  double write_timeout_s = 30;       // for a client to take what was sent
+  int socket_buffer_bytes =
+      64 << 10;  // the system's, a connection, beyond which bytes count as unsent
+  int max_outbound_bytes = 256 << 10;  // unsent bytes of a stream before its client is dropped
+  double idle_timeout_s = 75;          // between two requests of a connection
+  double read_timeout_s = 30;          // from a request's first byte to its last, else 408
+  double write_timeout_s = 30;         // for a client to take what was sent
 
   Status validate() const;
 };

@@ -1,5 +1,9 @@
 #include "server/http_server.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -86,8 +90,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
         timer_(socket_.get_executor()),
         in_(limits.max_header_bytes + kMaxPipelinedBytes) {
     ++counter_;
+    set_socket_options();
     error_code ignored;
-    socket_.set_option(tcp::no_delay(true), ignored);
     const tcp::endpoint peer = socket_.remote_endpoint(ignored);
     peer_ = peer.address().to_string();
   }
@@ -106,6 +110,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_on_gone(std::function<void()> callback) { on_gone_ = std::move(callback); }
 
  private:
+  void set_socket_options();
   void read_head();
   void read_body();
   void on_read_error(error_code error);
@@ -181,6 +186,24 @@ class ConnectionResponder : public Responder {
   std::shared_ptr<Connection> connection_;
   uint64_t exchange_;
 };
+
+// The system would take megabytes for a client that reads nothing, and for a quarter of an hour
+// resend to one whose machine is gone: meanwhile its answer would be computed.
+void Connection::set_socket_options() {
+  error_code ignored;
+  socket_.set_option(tcp::no_delay(true), ignored);
+  socket_.set_option(tcp::socket::send_buffer_size(limits_.socket_buffer_bytes), ignored);
+  socket_.set_option(tcp::socket::keep_alive(true), ignored);
+  const int seconds = std::max(1, static_cast<int>(limits_.write_timeout_s));
+  const int milliseconds = 1000 * seconds;
+  const int probe_s = std::max(1, seconds / 3);
+  const int num_probes = 2;
+  const int fd = socket_.native_handle();
+  ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &probe_s, sizeof(probe_s));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &probe_s, sizeof(probe_s));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &num_probes, sizeof(num_probes));
+}
 
 // The connection is dropped, or a reader told 408, unless arm() or cancel comes first.
 void Connection::arm(double seconds, bool reading) {
@@ -343,7 +366,8 @@ void Connection::start_stream(const HttpResponse& head) {
 
 void Connection::write_stream(std::string_view data) {
   if (!streaming_ || data.empty() || head_only_) return;
-  if (out_bytes_ + data.size() > static_cast<size_t>(limits_.max_outbound_bytes)) return drop();
+  // What waited before: one large event alone is nobody's fault.
+  if (out_bytes_ > static_cast<size_t>(limits_.max_outbound_bytes)) return drop();
   queue(chunked_ ? fmt::format("{:x}\r\n{}\r\n", data.size(), data) : std::string(data));
 }
 

@@ -421,6 +421,21 @@ TEST(ServerClients, LeaversFreeTheirPages) {
   EXPECT_EQ(TestClient(server.port()).post("/v1/completions", R"({"prompt": "a"})").status, 200);
 }
 
+// A client that stops reading costs the tokens that fill its buffers, not the answer it asked for.
+TEST(ServerClients, OneThatStallsIsDroppedLongBeforeItsAnswerIsWhole) {
+  TestServer server({.max_num_seqs = 2,
+                     .max_model_len = 2048,
+                     .http = {.socket_buffer_bytes = 4096, .max_outbound_bytes = 4096}});
+  TestClient stalled(server.port(), 60, /*receive_buffer=*/4096);
+  stalled.send(TestClient::request(
+      "POST", "/v1/completions",
+      completion("stall", R"("max_tokens": 1900, "stream": true, "ignore_eos": true)")));
+  EXPECT_NE(stalled.receive_some(100), "");
+  EXPECT_TRUE(server.rests_without_leak());
+  EXPECT_LT(server.engine().snapshot().num_generated_tokens, 1000);
+  EXPECT_EQ(server.engine().snapshot().num_cancelled, 1);
+}
+
 // Mixed requests at once, by threads, against each alone with drafting off.
 TEST(ServerLoad, EveryAnswerIsTheOneItHasAlone) {
   TestServer server({.max_num_seqs = 8, .max_queued = 128});

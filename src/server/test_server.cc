@@ -132,7 +132,11 @@ std::vector<Json> TestResponse::events() const {
   return events;
 }
 
-TestClient::TestClient(int port, int timeout_s) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+TestClient::TestClient(int port, int timeout_s, int receive_buffer)
+    : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+  if (receive_buffer > 0) {
+    ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof(receive_buffer));
+  }
   const timeval limit{.tv_sec = timeout_s, .tv_usec = 0};
   ::setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
   ::setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));

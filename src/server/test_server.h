@@ -68,7 +68,8 @@ struct TestResponse {
 // A blocking TCP connection to the loopback.
 class TestClient {
  public:
-  explicit TestClient(int port, int timeout_s = 60);
+  // `receive_buffer`: of the socket, in bytes; 0: the system's.
+  explicit TestClient(int port, int timeout_s = 60, int receive_buffer = 0);
   ~TestClient();
   TestClient(TestClient&& other) noexcept : socket_(std::exchange(other.socket_, -1)) {}
   TestClient& operator=(TestClient&&) = delete;
