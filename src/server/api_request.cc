@@ -145,7 +145,8 @@ ApiResult<NativeRequest> parse_native(const Json& body, const ApiLimits& limits,
 
   Json params = Json::object();
   if (const Json* given = fields.object("sampling_params")) params = openai_spelling(*given);
-  for (const char* name : {"stream", "num_speculative_tokens", "spec_decode_metrics", "priority"}) {
+  for (const char* name :
+       {"stream", "num_speculative_tokens", "spec_decode_metrics", "priority", "cache_salt"}) {
     if (const Json* value = fields.find(name)) params[name] = *value;
   }
   Fields param_fields(params, "sampling_params.");

@@ -33,6 +33,7 @@ struct ApiLimits {
   int max_template_kwargs = 32;
   size_t max_template_kwargs_bytes = 16 << 10;
   int max_json_depth = 64;
+  size_t max_salt_bytes = 256;
 };
 
 // How much a response tells about its speculation.
@@ -63,7 +64,8 @@ struct GenerationParams {
   bool include_usage = false;
   std::optional<DraftPolicy> draft;
   std::optional<SpecMetrics> spec_metrics;
-  int priority = 0;  // lower runs first
+  int priority = 0;         // lower runs first
+  uint64_t cache_salt = 0;  // prefixes are shared among requests of one salt alone
   Constraint constraint;
 };
 

@@ -80,6 +80,13 @@ void read_draft(Fields& fields, GenerationParams& params) {
   }
 }
 
+// FNV-1a; never 0, which is "no salt". Who does not know a salt cannot look for one that collides.
+uint64_t salt_of(std::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash == 0 ? 1 : hash;
+}
+
 void set_constraint(Fields& fields, std::string_view name, Constraint constraint,
                     GenerationParams& params) {
   if (params.constraint.kind != Constraint::Kind::kNone) {
@@ -188,6 +195,9 @@ GenerationParams read_generation_params(Fields& fields, const ApiLimits& limits,
   read_delivery(fields, params);
   params.skip_special_tokens = fields.boolean("skip_special_tokens").value_or(true);
   params.priority = static_cast<int>(fields.integer("priority", -1000, 1000).value_or(0));
+  if (const auto salt = fields.string("cache_salt", limits.max_salt_bytes)) {
+    params.cache_salt = salt_of(*salt);
+  }
   return params;
 }
 

@@ -95,7 +95,7 @@ ApiResult<void> add_answers(const GenerationParams& params, std::vector<int32_t>
   request.filter = std::move(filter);
   request.num_logprobs = params.num_logprobs;
   request.priority = -params.priority;
-  request.cache_salt = context.cache_salt;
+  request.cache_salt = params.cache_salt;
   if (const Status valid = request.sampling.validate(model.vocab_size); !valid) {
     return tl::unexpected(api_error(valid.error()));
   }

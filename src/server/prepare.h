@@ -35,7 +35,6 @@ struct PrepareContext {
   int64_t now_unix_s = 0;
   uint64_t random_seed = 0;                       // for requests without one
   SpecMetrics spec_metrics = SpecMetrics::kNone;  // for requests that do not say
-  uint64_t cache_salt = 0;
 };
 
 ApiResult<PreparedGeneration> prepare_generation(GenerationEndpoint endpoint, std::string_view body,

@@ -240,6 +240,20 @@ TEST_F(ServerTest, AForcedToolIsCalled) {
   EXPECT_EQ(events.back()["choices"][0]["finish_reason"], "tool_calls");
 }
 
+TEST_F(ServerTest, PrefixesAreSharedWithinASalt) {
+  const auto cached = [&](const char* extra) {
+    const Json answer =
+        post("/v1/completions",
+             dump_json({{"prompt", std::vector<int>(100, 7)}, {"max_tokens", 2}}).insert(1, extra));
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"].get<int>();
+  };
+  EXPECT_EQ(cached(""), 0);
+  EXPECT_EQ(cached(""), 96);
+  EXPECT_EQ(cached(R"("cache_salt": "a", )"), 0);
+  EXPECT_EQ(cached(R"("cache_salt": "b", )"), 0);
+  EXPECT_EQ(cached(R"("cache_salt": "a", )"), 96);
+}
+
 TEST_F(ServerTest, NativeGenerate) {
   const Json one =
       post("/generate", R"({"text": "a b", "sampling_params": {"max_new_tokens": 6}})");
