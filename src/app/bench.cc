@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "app/bench_batch.h"
 #include "app/bench_measure.h"
 #include "app/bench_plot.h"
 #include "app/bench_stats.h"
@@ -146,6 +147,60 @@ void print_footnotes(const Options& options, const Loaded& loaded, const SourceS
   }
 }
 
+// bench --concurrency: every prompt's first turn, by throughput.
+Result<int> bench_batches(const Options& options, Loaded& loaded, const AnswerRequest& request,
+                          const std::vector<BenchPrompt>& prompts) {
+  constexpr int kRounds = 3;
+  Engine& engine = *loaded.models.engine;
+  std::vector<GenerationRequest> requests;
+  const auto add = [&](std::vector<int32_t> ids) {
+    if (static_cast<int>(ids.size()) >= engine.max_model_len()) return;
+    requests.push_back(request.generation);
+    requests.back().prompt_ids = std::move(ids);
+  };
+  for (const BenchPrompt& prompt : prompts) {
+    std::vector<ChatMessage> messages = prompt.messages;
+    if (!prompt.turns.empty()) messages.push_back({"user", prompt.turns.front()});
+    VOLLEY_TRY(std::vector<int32_t> ids, loaded.prompt_ids(messages));
+    add(std::move(ids));
+  }
+  const int num_synthetic = options.bench.limit > 0 ? options.bench.limit : kSyntheticPrompts;
+  for (int i = 0; options.bench.synthetic && i < num_synthetic; ++i) {
+    add(random_prompt(loaded.text.tokenizer, loaded.models.target_config().vocab_size,
+                      options.bench.prompt_tokens,
+                      options.answer.sampling.seed + static_cast<uint64_t>(i)));
+  }
+  if (requests.empty()) {
+    return invalid("no prompt fits the context of {}: see --max-model-len", engine.max_model_len());
+  }
+
+  Progress progress(terminal_state().err_is_terminal, options.output.quiet,
+                    terminal_state().num_columns);
+  std::vector<BatchResult> results;
+  const DraftPolicy draft = options.model.draft_length.policy(engine.block_size());
+  for (const int concurrency : options.bench.concurrency) {
+    VOLLEY_TRY(BatchResult result,
+               measure_batch(engine, requests, draft, concurrency, kRounds,
+                             [&](const std::string& line) { progress.show(line); }));
+    results.push_back(result);
+  }
+  progress.clear();
+  fmt::print(
+      "{}, {}, {} thread{}; draft length {}; {} prompts\n\n{}\n"
+      "tok/s: all tokens / time of all steps, prefill included; best of {} rounds, in turns.\n",
+      cpu_model_name(), loaded.models.ops->name(), loaded.models.num_threads,
+      loaded.models.num_threads == 1 ? "" : "s", options.model.draft_length.name(), requests.size(),
+      batch_table(results), kRounds);
+  if (!options.bench.json_file.empty()) {
+    Json json = batch_json(results);
+    json["settings"] = settings_json(options, loaded);
+    VOLLEY_TRY_STATUS(write_file_atomic(options.bench.json_file, dump_json(json, 2) + "\n"));
+  }
+  const bool identical = std::all_of(results.begin(), results.end(),
+                                     [](const BatchResult& result) { return result.identical; });
+  return identical ? kExitOk : kExitFailed;
+}
+
 }  // namespace
 
 Result<int> run_bench(const Options& options) {
@@ -161,6 +216,7 @@ Result<int> run_bench(const Options& options) {
   VOLLEY_TRY(Loaded loaded, load(options.model, /*prefix_caching=*/false));
   bind_to_model(options, loaded, request.generation);
   if (options.bench.synthetic) request.generation.stop_ids.clear();
+  if (!options.bench.concurrency.empty()) return bench_batches(options, loaded, request, prompts);
 
   Bench bench(options, loaded, std::move(request));
   VOLLEY_TRY_STATUS(options.bench.synthetic ? bench.play_synthetic() : bench.play(prompts));

@@ -91,6 +91,8 @@ Result<Loaded> load(const ModelOptions& options, bool prefix_caching) {
   EngineConfig config;
   config.max_model_len = options.max_model_len;
   config.prefill_chunk = options.prefill_chunk;
+  config.max_num_seqs = options.max_num_seqs;
+  config.max_queued = std::max(config.max_queued, config.max_num_seqs);
   config.prefix_caching = prefix_caching;
   VOLLEY_TRY(LoadedModels models, load_models(options.target, options.draft, backend, config));
   const DraftLengthChoice& length = options.draft_length;

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxTokens = 1 << 24;
+constexpr int kMaxConcurrency = 1024;
 
 // What CLI11 fills and parse_options() then checks: values whose text needs a parser of ours.
 struct RawValues {
@@ -225,6 +226,7 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
       "Examples:\n"
       "  volley bench -m DIR -md DIR --prompts gsm8k.jsonl -n 128 --json out.json --plot out.svg\n"
       "  volley bench -m DIR -md DIR --synthetic --prompt-tokens 512 -n 128\n"
+      "  volley bench -m DIR -md DIR --prompts gsm8k.jsonl -n 64 --ignore-eos --concurrency 1,8\n"
       "  volley bench same-answer -m DIR -md DIR --prompts mixed.jsonl --sample 1000");
   add_model_flags(bench, o, raw);
   add_prompt_files(bench, o);
@@ -232,6 +234,12 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
   bench.add_flag("--synthetic", o.bench.synthetic, "random tokens as prompts")->group("Prompt");
   bench.add_option("--prompt-tokens", o.bench.prompt_tokens, "length of synthetic prompts [512]")
       ->type_name("N")
+      ->group("Prompt");
+  bench
+      .add_option("--concurrency", o.bench.concurrency,
+                  "throughput with so many requests in flight, such as 1,2,4,8; a run each")
+      ->type_name("N,...")
+      ->delimiter(',')
       ->group("Prompt");
   add_answer_flags(bench, o, raw);
   add_draft_flags(bench, raw);
@@ -382,6 +390,9 @@ Status check_numbers(const Options& o) {
   VOLLEY_TRY_STATUS(check_int("--max-tokens", o.answer.max_tokens, 1, kMaxTokens));
   VOLLEY_TRY_STATUS(check_int("--limit", o.bench.limit, 0, kMaxTokens));
   VOLLEY_TRY_STATUS(check_int("--prompt-tokens", o.bench.prompt_tokens, 1, kMaxTokens));
+  for (const int concurrency : o.bench.concurrency) {
+    VOLLEY_TRY_STATUS(check_int("--concurrency", concurrency, 1, kMaxConcurrency));
+  }
   VOLLEY_TRY_STATUS(check_int("--sample", o.same_answer.sample, 1, kMaxTokens));
   VOLLEY_TRY_STATUS(check_choice("--isa", o.model.isa, {"auto", "avx2", "avx512", "amx"}));
   VOLLEY_TRY_STATUS(check_choice("--backend", o.model.backend, {"cpu", "ref"}));
@@ -435,6 +446,9 @@ Status apply_raw_values(const RawValues& raw, Options& o) {
   VOLLEY_TRY_STATUS(
       check_choice("--compare", raw.compare, {"", "coupled,argmax", "argmax,coupled"}));
   o.bench.compare_samplings = !raw.compare.empty();
+  for (const int concurrency : o.bench.concurrency) {
+    o.model.max_num_seqs = std::max(o.model.max_num_seqs, concurrency);
+  }
   for (const std::string& text : raw.logit_bias) {
     VOLLEY_TRY_STATUS(parse_logit_bias(text, o.answer.sampling.logit_bias));
   }

@@ -51,6 +51,7 @@ struct ModelOptions {
   std::string backend = "cpu";
   int max_model_len = 0;    // 0: the checkpoint's, at most 8192
   int prefill_chunk = 256;  // prompt tokens a pass
+  int max_num_seqs = 1;     // sequences computed at the same time
   DraftLengthChoice draft_length;
   DraftSampling draft_sampling = DraftSampling::kCoupled;
   bool raw = false;  // no chat template
@@ -85,6 +86,8 @@ struct BenchOptions {
   std::string csv_file;
   std::string plot_file;
   bool compare_samplings = false;
+  // Requests in flight, a run each; empty: one prompt at a time, in detail.
+  std::vector<int> concurrency;
 };
 
 struct SameAnswerOptions {

@@ -7,7 +7,6 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "spec/acceptance.h"
-#include "spec/draft_branches.h"
 
 namespace volley {
 namespace {
@@ -22,8 +21,11 @@ constexpr int kMaxLogprobs = 128;
 // Branches of one sequence, and the candidates of a position that may start one.
 constexpr int kMaxBranches = 6;
 constexpr int kCandidates = 4;
-// Rows count as free while a pass over them costs at most this much more.
-constexpr double kFreeRows = 1.04;
+// With so many block rows in a draft pass or fewer, further rows of the drafter's head and of the
+// target's pass cost little: whole blocks are looked at and second guesses verified. With more, a
+// few drafts beyond what survives on average are looked at.
+constexpr int kFewDraftRows = 32;
+constexpr int kExtraDrafts = 2;
 
 // A drafter sees less than its target and spreads its probabilities wider. Sampling from it as it
 // is lets the shared noise pick tokens that the surer target would not; at a lower temperature the
@@ -67,18 +69,21 @@ struct Engine::Branch {
 
 // A live request: what the scheduler does not know of it.
 struct Engine::Sequence {
-  Sequence(RequestId request_id, GenerationRequest&& source, const DraftLengthConfig& draft_config,
+  Sequence(RequestId request_id, GenerationRequest&& source, int block_size,
            const SurvivalEstimate& prior)
       : id(request_id),
         request(std::move(source)),
         filter(request.filter != nullptr ? request.filter->clone() : nullptr),
-        chooser(draft_config, prior) {}
+        outlook(std::max(1, block_size - 1), prior) {}
 
   bool drafts_at_all() const { return request.draft.mode != DraftPolicy::Mode::kOff; }
   bool greedy() const {
     return request.sampling.temperature == 0 && !request.sampling.edits_logits() &&
            filter == nullptr && request.num_logprobs < 0;
   }
+  // The drafter's probabilities decide which of its guesses are verified.
+  bool graded() const { return greedy() && (is_auto() || request.draft.branches); }
+  bool is_auto() const { return request.draft.mode == DraftPolicy::Mode::kAuto; }
   bool is_stop(int32_t token) const {
     return std::find(request.stop_ids.begin(), request.stop_ids.end(), token) !=
            request.stop_ids.end();
@@ -91,12 +96,19 @@ struct Engine::Sequence {
   // Tapped states of positions [num_injected, num_computed), which the drafter is owed; held while
   // the sequence runs. [kPendingHiddenRows + block_size, num_taps * hidden_size]
   Tensor hidden;
-  // Of this step: the drafter's best guess, then its branches.
+  int draft_length = 0;  // asked of the next step
+  // Of this step: all that the drafter's best guess says, with its probabilities where graded, and
+  // what of it is verified: the best chain, then its branches.
+  std::vector<int32_t> guess;
+  std::vector<float> guess_probabilities;
+  int first_guess_row = 0;           // of draft_logits_
+  std::vector<float> match_chances;  // [guess.size(), kCandidates]
+  BranchPlanner branch_planner;
   std::vector<std::vector<int32_t>> chains;
   std::vector<Branch> branches;  // chains[1], chains[2], ...
   std::vector<int32_t> fresh;    // tokens of this step
   std::vector<TokenLogprobs> fresh_logprobs;
-  DraftLengthChooser chooser;
+  DraftOutlook outlook;
   SpeculationStats stats;
   FinishReason finish = FinishReason::kNone;
   ScheduledSequence* scheduled = nullptr;  // while it is in this step's plan
@@ -166,6 +178,7 @@ Engine::Engine(const EngineConfig& config, const ModelLimits& limits, TargetMode
       mask_((target.config().vocab_size + 31) / 32),
       verify_cost_(limits.max_output_rows),
       draft_cost_(limits.max_output_rows),
+      draft_planner_(planner_config()),
       survival_(std::max(1, block_size_ - 1)) {}
 
 Engine::~Engine() = default;
@@ -207,8 +220,8 @@ Status Engine::allocate(const ModelLimits& limits) {
   VOLLEY_TRY(draft_logits_,
              ops_.allocate(limits.max_output_rows, draft.draft_vocab_size, DType::kF32));
   draft_row_.resize(target_.config().vocab_size);
-  candidates_.resize((block_size_ - 1) * kCandidates);
-  probabilities_.resize((block_size_ - 1) * kCandidates);
+  candidates_.resize(limits.max_output_rows * kCandidates);
+  probabilities_.resize(limits.max_output_rows * kCandidates);
   target_.set_taps(draft.taps);
   const int64_t hidden_cols =
       static_cast<int64_t>(draft.taps.size()) * target_.config().hidden_size;
@@ -235,6 +248,7 @@ void Engine::calibrate() {
     }
   }
   survival_ = SurvivalEstimate(std::max(1, full));
+  draft_planner_ = DraftPlanner(planner_config());
   finished_.clear();
 }
 
@@ -299,8 +313,7 @@ Result<RequestId> Engine::submit(GenerationRequest request) {
   if (request.prefill_chunk == 0) request.prefill_chunk = config_.prefill_chunk;
 
   const RequestId id{next_id_};
-  const DraftLengthConfig draft_config{.max_length = std::max(1, block_size_ - 1)};
-  auto sequence = std::make_unique<Sequence>(id, std::move(request), draft_config, survival_);
+  auto sequence = std::make_unique<Sequence>(id, std::move(request), block_size_, survival_);
   VOLLEY_TRY_STATUS(scheduler_.add(
       {.id = id,
        .prompt_ids = sequence->request.prompt_ids,
@@ -317,44 +330,75 @@ Result<RequestId> Engine::submit(GenerationRequest request) {
   return id;
 }
 
-int Engine::wanted_draft_length(Sequence& sequence) {
-  const DraftPolicy& policy = sequence.request.draft;
-  if (!sequence.drafts_at_all()) return 0;
-  // The bonus token is always there: one draft fewer than the tokens still allowed.
-  const int64_t remaining = sequence.request.max_tokens - sequence.stats.num_tokens;
-  const int bound = static_cast<int>(std::min<int64_t>(block_size_ - 1, remaining - 1));
-  if (policy.mode == DraftPolicy::Mode::kFixed) return std::min(policy.length, bound);
-  const int num_sequences = std::max(1, num_decoding_);
-  int length = sequence.chooser.choose(bound, num_sequences, draft_cost_, verify_cost_);
-  if (length == 0 || !may_branch(sequence)) return length;
-  const auto cost = [&](int drafts) {
-    return draft_cost_.estimate(num_sequences * block_size_) +
-           verify_cost_.estimate(num_sequences * (1 + drafts));
-  };
-  const double budget = kFreeRows * cost(length);
-  while (length < bound && cost(length + 1) <= budget) ++length;
-  return length;
+DraftPlannerConfig Engine::planner_config() const {
+  return {.block_size = block_size_,
+          .body_share = drafter_ != nullptr ? drafter_->body_share() : 1,
+          .extra_drafts = kExtraDrafts};
 }
 
-bool Engine::may_branch(const Sequence& sequence) const {
-  return sequence.request.draft.branches && sequence.greedy() && drafter_->target_ids().empty();
+// Of this step's draft pass.
+int Engine::draft_cost_rows() const {
+  int num_blocks = 0;
+  int num_drafts = 0;
+  for (const Item& item : items_) {
+    num_blocks += item.plan.num_drafts > 0;
+    num_drafts += item.plan.num_drafts;
+  }
+  return draft_planner_.cost_rows(num_blocks, num_drafts);
+}
+
+// The draft length of every decoding sequence, before the scheduler reserves pages for it.
+void Engine::choose_draft_lengths() {
+  draft_candidates_.clear();
+  draft_owners_.clear();
+  int num_others = 0;
+  for (const auto& [id, sequence] : sequences_) {
+    sequence->draft_length = 0;
+    const ScheduledSequence* scheduled = scheduler_.find(sequence->id);
+    if (!scheduled->decodes()) continue;
+    // The bonus token is always there: one draft fewer than the tokens still allowed.
+    const int64_t remaining = sequence->request.max_tokens - sequence->stats.num_tokens;
+    const int bound = static_cast<int>(std::min<int64_t>(block_size_ - 1, remaining - 1));
+    const DraftPolicy& policy = sequence->request.draft;
+    if (policy.mode == DraftPolicy::Mode::kAuto && bound > 0) {
+      draft_candidates_.push_back({.outlook = &sequence->outlook, .max_length = bound});
+      draft_owners_.push_back(sequence.get());
+      continue;
+    }
+    if (policy.mode == DraftPolicy::Mode::kFixed) {
+      sequence->draft_length = std::min(policy.length, bound);
+    }
+    num_others += 1 + sequence->draft_length;
+  }
+  draft_planner_.choose(draft_candidates_, num_others, draft_cost_, verify_cost_);
+  const auto num_drafting = std::count_if(draft_candidates_.begin(), draft_candidates_.end(),
+                                          [](const auto& c) { return c.length > 0; });
+  for (size_t i = 0; i < draft_candidates_.size(); ++i) {
+    const DraftCandidate& candidate = draft_candidates_[i];
+    int& length = draft_owners_[i]->draft_length;
+    length = candidate.length;
+    if (length == 0 || !draft_owners_[i]->graded()) continue;
+    // Which of these are verified is decided when they are known.
+    length = num_drafting * block_size_ <= kFewDraftRows
+                 ? candidate.max_length
+                 : std::min(candidate.max_length, length + kExtraDrafts);
+  }
 }
 
 void Engine::plan() {
   const auto find = [&](RequestId id) -> Sequence& {
     return *sequences_.at(static_cast<uint64_t>(id));
   };
+  choose_draft_lengths();
   const StepPlan plan = scheduler_.plan(
-      [&](const ScheduledSequence& scheduled) { return wanted_draft_length(find(scheduled.id)); });
+      [&](const ScheduledSequence& scheduled) { return find(scheduled.id).draft_length; });
   for (const RequestId id : plan.preempted) detach(find(id));
   items_.clear();
-  num_decoding_ = 0;
   for (const PlannedItem& item : plan.items) {
     Sequence& sequence = find(item.sequence->id);
     sequence.scheduled = item.sequence;
     attach(sequence);
     items_.push_back({&sequence, item});
-    num_decoding_ += item.samples && item.num_known == 1;
   }
 }
 
@@ -397,6 +441,34 @@ void Engine::inject_pending(Sequence& sequence) {
   scheduled.num_injected = scheduled.num_computed;
 }
 
+// The same for all sequences that draft in this step, in one pass: each matrix is read once.
+void Engine::inject_pending_of_drafting() {
+  const auto drafts = [](const Item& item) { return item.plan.num_drafts > 0; };
+  if (std::count_if(items_.begin(), items_.end(), drafts) == 1) {
+    inject_pending(*std::find_if(items_.begin(), items_.end(), drafts)->sequence);
+    return;
+  }
+  inject_rows_.clear();
+  const auto inject = [&] {
+    if (inject_rows_.empty()) return;
+    drafter_->inject(inject_rows_, target_hidden_.first_rows(inject_rows_.num_rows()), *draft_kv_);
+    inject_rows_.clear();
+  };
+  for (const Item& item : items_) {
+    ScheduledSequence& scheduled = *item.plan.sequence;
+    const auto num_pending = static_cast<int>(scheduled.num_computed - scheduled.num_injected);
+    if (!drafts(item) || num_pending == 0) continue;
+    if (inject_rows_.num_rows() + num_pending > target_hidden_.view().rows) inject();
+    // target_hidden_ is free between the target's passes.
+    ops_.copy(item.sequence->hidden.first_rows(num_pending),
+              target_hidden_.view().row_range(inject_rows_.num_rows(), num_pending));
+    inject_rows_.begin_sequence(scheduled.pages.data());
+    for (int i = 0; i < num_pending; ++i) inject_rows_.add(0, scheduled.num_injected + i);
+    scheduled.num_injected = scheduled.num_computed;
+  }
+  inject();
+}
+
 void Engine::draft_blocks() {
   draft_rows_.clear();
   output_rows_.clear();
@@ -404,10 +476,11 @@ void Engine::draft_blocks() {
   bool usual = true;  // not the first draft after many plain steps, which injects much
   for (Item& item : items_) {
     item.sequence->chains.assign(1, {});
+    item.sequence->guess.clear();
+    item.sequence->guess_probabilities.clear();
     if (item.plan.num_drafts == 0) continue;
     const ScheduledSequence& scheduled = *item.plan.sequence;
     usual &= scheduled.num_computed - scheduled.num_injected <= block_size_;
-    inject_pending(*item.sequence);
     draft_rows_.begin_sequence(scheduled.pages.data());
     draft_rows_.add(scheduled.tokens.back(), scheduled.num_computed);
     // Always the whole block, as the drafter was trained, whatever is kept of it: with fewer masks
@@ -420,44 +493,55 @@ void Engine::draft_blocks() {
     }
   }
   if (draft_rows_.empty()) return;
+  inject_pending_of_drafting();
   propose(drafter_->draft(draft_rows_, output_rows_, *draft_kv_));
-  if (usual) draft_cost_.observe(draft_rows_.num_rows(), now_s() - start);
+  if (usual) draft_cost_.observe(draft_cost_rows(), now_s() - start);
 }
 
 // Turns the drafter's hidden states, one row a draft, into proposals.
 void Engine::propose(const TensorView& hidden) {
-  const bool all_argmax = std::all_of(items_.begin(), items_.end(), [&](const Item& item) {
+  bool any_graded = false;
+  bool all_argmax = true;
+  for (const Item& item : items_) {
+    if (item.plan.num_drafts == 0) continue;
     const Sequence& sequence = *item.sequence;
-    if (item.plan.num_drafts == 0) return true;
-    if (sequence.greedy()) return !may_branch(sequence);
-    return sequence.request.draft_sampling == DraftSampling::kArgmax && !sequence.filter;
-  });
-  const std::span<int32_t> ids = std::span(argmax_ids_).first(hidden.rows);
-  if (all_argmax) {
+    any_graded |= sequence.graded();
+    all_argmax &= sequence.greedy() ||
+                  (!sequence.filter && sequence.request.draft_sampling == DraftSampling::kArgmax);
+  }
+  const auto num_rows = static_cast<size_t>(hidden.rows);
+  const std::span<int32_t> ids = std::span(argmax_ids_).first(num_rows);
+  const bool argmax_alone = all_argmax && !any_graded;
+  if (argmax_alone) {
     drafter_->argmax(hidden, ids);
   } else {
-    drafter_->logits(hidden, draft_logits_.first_rows(hidden.rows));
+    const TensorView logits = draft_logits_.first_rows(hidden.rows);
+    drafter_->logits(hidden, logits);
+    if (any_graded) {
+      ops_.top_candidates(logits, std::span(candidates_).first(num_rows * kCandidates),
+                          std::span(probabilities_).first(num_rows * kCandidates));
+    }
   }
   int first_row = 0;
   for (Item& item : items_) {
     if (item.plan.num_drafts == 0) continue;
-    const int num_rows = item.plan.num_drafts;
-    std::vector<std::vector<int32_t>>& chains = item.sequence->chains;
-    if (all_argmax) {
-      chains[0].assign(ids.begin() + first_row, ids.begin() + first_row + num_rows);
-    } else if (may_branch(*item.sequence)) {
-      propose_branches(item, first_row);
+    Sequence& sequence = *item.sequence;
+    if (argmax_alone) {
+      sequence.guess.assign(ids.begin() + first_row,
+                            ids.begin() + first_row + item.plan.num_drafts);
+    } else if (sequence.graded()) {
+      grade(item, first_row);
     } else {
       propose_from_logits(item, first_row);
     }
-    first_row += num_rows;
+    first_row += item.plan.num_drafts;
     // Nothing follows a stop token.
-    for (std::vector<int32_t>& drafts : chains) {
-      const auto stop = std::find_if(drafts.begin(), drafts.end(),
-                                     [&](int32_t token) { return item.sequence->is_stop(token); });
-      if (stop != drafts.end()) drafts.erase(stop + 1, drafts.end());
-    }
+    const auto stop = std::find_if(sequence.guess.begin(), sequence.guess.end(),
+                                   [&](int32_t token) { return sequence.is_stop(token); });
+    if (stop != sequence.guess.end()) sequence.guess.erase(stop + 1, sequence.guess.end());
+    if (!sequence.graded()) sequence.chains[0] = sequence.guess;
   }
+  if (any_graded) share_verify_rows();
 }
 
 // Drafts by the target's own sampling rule, with the same noise, on the drafter's logits. A grammar
@@ -477,50 +561,101 @@ void Engine::propose_from_logits(Item& item, int first_row) {
     const int32_t token =
         sampler_.sample(draft_logits_row(first_row + i - 1), params, &sequence.counts,
                         item.plan.sequence->num_computed + i, mask);
-    sequence.chains[0].push_back(token);
+    sequence.guess.push_back(token);
     if (sequence.is_stop(token)) return;
     if (filter != nullptr) filter->accept(token);
   }
 }
 
-// The best chain and, where the drafter is in doubt, branches beside it: as many rows in all as the
-// best chain alone would have had.
-void Engine::propose_branches(Item& item, int first_row) {
-  const int num_positions = item.plan.num_drafts;
-  const auto num_candidates = static_cast<size_t>(num_positions) * kCandidates;
-  for (int i = 0; i < num_positions; ++i) {
-    top_candidates(draft_logits_row(first_row + i),
-                   std::span(candidates_).subspan(i * kCandidates, kCandidates),
-                   std::span(probabilities_).subspan(i * kCandidates, kCandidates));
-  }
+// The drafter's best guess, and how likely each of its candidates is to match.
+void Engine::grade(Item& item, int first_row) {
   Sequence& sequence = *item.sequence;
-  const ScheduledSequence& scheduled = *item.plan.sequence;
-  const int64_t block_start = scheduled.num_computed;
-  const auto free_pages = static_cast<int>(free_branch_pages_.size());
-  const BranchPlan plan =
-      plan_branches(std::span(probabilities_).first(num_candidates), kCandidates,
-                    {.num_rows = 1 + num_positions,
-                     .max_branches = std::min(kMaxBranches, free_pages),
-                     // A branch has one page of its own.
-                     .max_branch_length = config_.page_size - 1 -
-                                          static_cast<int>(block_start % config_.page_size)});
-  const auto chain = [&](int length) {
-    std::vector<int32_t> drafts(length);
-    for (int i = 0; i < length; ++i) drafts[i] = candidates_[i * kCandidates];
-    return drafts;
-  };
-  sequence.chains[0] = chain(plan.main_length);
-  const auto block_page = static_cast<size_t>(block_start / config_.page_size);
+  const auto target_ids = drafter_->target_ids();
+  sequence.first_guess_row = first_row;
+  sequence.match_chances.resize(item.plan.num_drafts * kCandidates);
+  for (int i = 0; i < item.plan.num_drafts; ++i) {
+    int32_t* candidates = &candidates_[(first_row + i) * kCandidates];
+    const float* probabilities = &probabilities_[(first_row + i) * kCandidates];
+    if (!target_ids.empty()) {
+      for (int rank = 0; rank < kCandidates; ++rank) {
+        candidates[rank] = target_ids[candidates[rank]];
+      }
+    }
+    sequence.guess.push_back(candidates[0]);
+    sequence.guess_probabilities.push_back(probabilities[0]);
+    float* chances = &sequence.match_chances[i * kCandidates];
+    chances[0] = static_cast<float>(confidence_(probabilities[0]));
+    // The others share what the best leaves as the drafter has it.
+    const float rest = (1 - chances[0]) / std::max(1e-6f, 1 - probabilities[0]);
+    for (int rank = 1; rank < kCandidates; ++rank) {
+      chances[rank] = std::min(1.0f, probabilities[rank] * rest);
+    }
+  }
+}
+
+// Gives the rows of the target's pass to the graded drafts that are worth most.
+void Engine::share_verify_rows() {
+  bids_.clear();
+  bidders_.clear();
+  int num_rows = 0;
+  int num_tokens = 0;
+  auto free_pages = static_cast<int>(free_branch_pages_.size());
+  for (Item& item : items_) {
+    Sequence& sequence = *item.sequence;
+    num_rows += item.plan.num_known;
+    num_tokens += item.plan.samples;
+    if (!sequence.graded()) num_rows += static_cast<int>(sequence.chains[0].size());
+    if (sequence.guess.empty() || !sequence.graded()) continue;
+    const bool may_branch = sequence.request.draft.branches &&
+                            (!sequence.is_auto() || draft_rows_.num_rows() <= kFewDraftRows);
+    const int num_branches = may_branch ? std::min(kMaxBranches, free_pages) : 0;
+    free_pages -= num_branches;
+    const int64_t block_start = item.plan.sequence->num_computed;
+    sequence.branch_planner.start(
+        std::span(sequence.match_chances).first(sequence.guess.size() * kCandidates), kCandidates,
+        {.num_rows = 1 + item.plan.num_drafts,
+         .max_branches = num_branches,
+         // A branch has one page of its own.
+         .max_branch_length =
+             config_.page_size - 1 - static_cast<int>(block_start % config_.page_size)});
+    const std::span<const DraftStep> steps = sequence.branch_planner.steps();
+    if (!sequence.is_auto()) {  // the rows it was given, whatever they cost
+      for (const DraftStep& step : steps) num_rows += step.rows;
+      add_chains(sequence, sequence.branch_planner.plan(static_cast<int>(steps.size())));
+      continue;
+    }
+    bids_.push_back({.steps = steps});
+    bidders_.push_back(&sequence);
+  }
+  const double draft_s = draft_cost_.estimate(draft_cost_rows());
+  share_rows(std::span(bids_), num_rows, num_tokens, /*may_take_none=*/true,
+             [&](int, int rows) { return draft_s + verify_cost_.estimate(rows); });
+  for (size_t i = 0; i < bids_.size(); ++i) {
+    add_chains(*bidders_[i], bidders_[i]->branch_planner.plan(bids_[i].num_taken));
+  }
+}
+
+// The best chain and its branches, with a copied page for each of them.
+void Engine::add_chains(Sequence& sequence, const BranchPlan& plan) {
+  const ScheduledSequence& scheduled = *sequence.scheduled;
+  sequence.chains[0].assign(sequence.guess.begin(), sequence.guess.begin() + plan.main_length);
+  const auto block_page = static_cast<size_t>(scheduled.num_computed / config_.page_size);
   for (const DraftBranch& branch : plan.branches) {
-    std::vector<int32_t>& drafts = sequence.chains.emplace_back(chain(branch.length));
-    drafts[branch.fork] = candidates_[branch.fork * kCandidates + branch.rank];
+    std::vector<int32_t>& drafts = sequence.chains.emplace_back(
+        sequence.guess.begin(), sequence.guess.begin() + branch.length);
+    drafts[branch.fork] =
+        candidates_[(sequence.first_guess_row + branch.fork) * kCandidates + branch.rank];
+    const auto stop = std::find_if(drafts.begin(), drafts.end(),
+                                   [&](int32_t token) { return sequence.is_stop(token); });
+    if (stop != drafts.end()) drafts.erase(stop + 1, drafts.end());
     const int32_t* pages = scheduled.pages.data();
     Branch& added = sequence.branches.emplace_back(
         Branch{.page = free_branch_pages_.back(),
                .page_table = {pages, pages + scheduled.pages.num_pages()}});
     free_branch_pages_.pop_back();
     added.page_table[block_page] = added.page;
-    ops_.copy_page(*target_kv_, pages[block_page], added.page);
+    ops_.copy_page(*target_kv_, pages[block_page], added.page,
+                   static_cast<int>(scheduled.num_computed % config_.page_size));
   }
 }
 
@@ -628,16 +763,16 @@ void Engine::collect_outputs() {
       keep_target_hidden(sequence, first_row, plan.num_known);
       scheduler_.commit(*plan.sequence, plan.num_known, {});
     }
-    outputs_.push_back({.id = sequence.id,
-                        .tokens = sequence.fresh,
-                        .logprobs = sequence.fresh_logprobs,
-                        .num_cached_tokens = static_cast<int>(plan.sequence->num_cached),
-                        .num_drafted =
-                            static_cast<int>(sequence.stats.num_drafted - drafted_before),
-                        .draft_depth = static_cast<int>(draft_depth),
-                        .num_accepted_drafts =
-                            static_cast<int>(sequence.stats.num_accepted_drafts - accepted_before),
-                        .finish = sequence.finish});
+    outputs_.push_back(
+        {.id = sequence.id,
+         .tokens = sequence.fresh,
+         .logprobs = sequence.fresh_logprobs,
+         .num_cached_tokens = static_cast<int>(plan.sequence->num_cached),
+         .num_drafted = static_cast<int>(sequence.stats.num_drafted - drafted_before),
+         .draft_depth = static_cast<int>(draft_depth),
+         .num_accepted_drafts =
+             static_cast<int>(sequence.stats.num_accepted_drafts - accepted_before),
+         .finish = sequence.finish});
     first_row += item.num_rows;
     first_output += item.num_outputs;
   }
@@ -665,15 +800,19 @@ void Engine::accept(Sequence& sequence, const PlannedItem& item, int first_row, 
   // The known rows and the accepted drafts now have right KV; the newest token has none.
   if (accepted.chain > 0) {
     const auto block_page = static_cast<int>(item.sequence->num_computed / config_.page_size);
+    const int64_t end = item.sequence->num_computed + item.num_known +
+                        static_cast<int64_t>(sequence.chains[accepted.chain].size());
     ops_.copy_page(*target_kv_, sequence.branches[accepted.chain - 1].page,
-                   item.sequence->pages.data()[block_page]);
+                   item.sequence->pages.data()[block_page],
+                   static_cast<int>(std::min<int64_t>(
+                       config_.page_size, end - int64_t{block_page} * config_.page_size)));
   }
   const int num_right = item.num_known + num_fresh - 1;
   keep_target_hidden(sequence, first_row + rows_before(accepted.chain, item.num_known), num_right);
   scheduler_.commit(*item.sequence, num_right, sequence.fresh);
 
   const bool stopped = sequence.is_stop(sequence.fresh.back());
-  record(sequence, accepted.num_accepted, stopped);
+  record(sequence, accepted.num_accepted);
   if (stopped) {
     sequence.finish = FinishReason::kStop;
   } else if (sequence.stats.num_tokens >= sequence.request.max_tokens) {
@@ -683,12 +822,12 @@ void Engine::accept(Sequence& sequence, const PlannedItem& item, int first_row, 
   sequence.branches.clear();
 }
 
-void Engine::record(Sequence& sequence, int num_accepted, bool stopped) {
-  const std::vector<int32_t>& best = sequence.chains[0];
+void Engine::record(Sequence& sequence, int num_accepted) {
   SpeculationStats& stats = sequence.stats;
   ++stats.num_target_passes;
   stats.num_tokens += static_cast<int64_t>(sequence.fresh.size());
-  if (best.empty()) return;
+  const std::vector<int32_t>& guess = sequence.guess;
+  if (guess.empty()) return;
   size_t longest = 0;
   for (const std::vector<int32_t>& chain : sequence.chains) {
     stats.num_drafted += static_cast<int64_t>(chain.size());
@@ -698,13 +837,18 @@ void Engine::record(Sequence& sequence, int num_accepted, bool stopped) {
   stats.num_accepted_drafts += num_accepted;
   for (size_t i = 0; i < longest; ++i) ++stats.drafted_at[i];
   for (int i = 0; i < num_accepted; ++i) ++stats.accepted_at[i];
-  // What the best chain alone would have kept: the chooser reckons with it.
+  // What became of the whole best guess, verified or not, as far as the target's tokens tell.
   const auto mismatch =
-      std::mismatch(best.begin(), best.end(), sequence.fresh.begin(), sequence.fresh.end());
-  const auto best_accepted = static_cast<int>(mismatch.first - best.begin());
-  const bool censored = stopped && best_accepted == static_cast<int>(sequence.fresh.size());
-  sequence.chooser.observe(static_cast<int>(best.size()), best_accepted, censored);
-  survival_.observe(static_cast<int>(best.size()), best_accepted, censored);
+      std::mismatch(guess.begin(), guess.end(), sequence.fresh.begin(), sequence.fresh.end());
+  const auto num_matched = static_cast<int>(mismatch.first - guess.begin());
+  const bool censored = num_matched == static_cast<int>(sequence.fresh.size());
+  const auto num_drafted = static_cast<int>(guess.size());
+  sequence.outlook.survival.observe(num_drafted, num_matched, censored);
+  survival_.observe(num_drafted, num_matched, censored);
+  const int num_known = std::min(num_drafted, censored ? num_matched : num_matched + 1);
+  for (int i = 0; i < num_known && !sequence.guess_probabilities.empty(); ++i) {
+    confidence_.observe(sequence.guess_probabilities[i], i < num_matched);
+  }
 }
 
 // Keeps rows [first_row, first_row + num_rows) of this step's taps for the drafter. A decoding

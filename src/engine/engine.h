@@ -17,6 +17,7 @@
 #include "model/dflash.h"
 #include "model/target.h"
 #include "sched/scheduler.h"
+#include "spec/draft_branches.h"
 #include "spec/draft_length.h"
 
 namespace volley {
@@ -96,8 +97,8 @@ struct StepOutput {
   std::span<const int32_t> tokens;          // empty after a prompt chunk
   std::span<const TokenLogprobs> logprobs;  // one a token where asked for
   int num_cached_tokens = 0;                // of the prompt, found in the prefix cache
-  int num_drafted = 0;  // of all chains
-  int draft_depth = 0;  // of the longest chain
+  int num_drafted = 0;                      // of all chains
+  int draft_depth = 0;                      // of the longest chain
   int num_accepted_drafts = 0;
   FinishReason finish = FinishReason::kNone;
 };
@@ -136,8 +137,8 @@ class Engine {
   // Statistics of a request that is live or ended in the last step; nullptr for others.
   const SpeculationStats* stats(RequestId id) const;
 
-  // Milliseconds of a pass as measured so far: the target's over n rows, the drafter's block of n
-  // rows (its context and proposals included).
+  // Milliseconds of a pass as measured so far: the target's over n rows, the drafter's over blocks
+  // of n rows in all (its context and proposals included).
   double verify_ms(int num_rows) const { return 1e3 * verify_cost_.estimate(num_rows); }
   double draft_ms(int num_rows) const { return 1e3 * draft_cost_.estimate(num_rows); }
 
@@ -157,16 +158,20 @@ class Engine {
   Status check(const GenerationRequest& request) const;
   void calibrate();
   void calibrate_batch(int num_sequences, int draft_length, double deadline_s);
-  int wanted_draft_length(Sequence& sequence);
+  DraftPlannerConfig planner_config() const;
+  int draft_cost_rows() const;
+  void choose_draft_lengths();
   void plan();
   void attach(Sequence& sequence);
   void detach(Sequence& sequence);
   void inject_pending(Sequence& sequence);
+  void inject_pending_of_drafting();
   void draft_blocks();
   void propose(const TensorView& hidden);
   void propose_from_logits(Item& item, int first_row);
-  void propose_branches(Item& item, int first_row);
-  bool may_branch(const Sequence& sequence) const;
+  void grade(Item& item, int first_row);
+  void share_verify_rows();
+  void add_chains(Sequence& sequence, const BranchPlan& plan);
   std::span<const float> draft_logits_row(int row);
   void build_verify_batch();
   void add_chain(const PlannedItem& item, const int32_t* page_table,
@@ -174,7 +179,7 @@ class Engine {
   void verify();
   void collect_outputs();
   void accept(Sequence& sequence, const PlannedItem& item, int first_row, int first_output);
-  void record(Sequence& sequence, int num_accepted, bool stopped);
+  void record(Sequence& sequence, int num_accepted);
   void keep_target_hidden(Sequence& sequence, int first_row, int num_rows);
   int32_t target_token(Sequence& sequence, int output_idx, int64_t position);
   void remove_finished();
@@ -197,7 +202,6 @@ class Engine {
 
   // One step's working state.
   std::vector<Item> items_;
-  int num_decoding_ = 0;
   RowBatch verify_rows_;
   RowBatch draft_rows_;
   RowBatch inject_rows_;
@@ -211,13 +215,19 @@ class Engine {
   Sampler sampler_;
   std::vector<float> draft_row_;      // draft logits spread over the target's vocabulary
   std::vector<uint32_t> mask_;        // [ceil(vocab_size / 32)]
-  std::vector<int32_t> candidates_;   // [block_size - 1, kCandidates]
+  std::vector<int32_t> candidates_;   // [max_output_rows, kCandidates], of each drafted row
   std::vector<float> probabilities_;  // likewise
+  std::vector<DraftCandidate> draft_candidates_;
+  std::vector<Sequence*> draft_owners_;  // of draft_candidates_
+  std::vector<DraftBid> bids_;
+  std::vector<Sequence*> bidders_;  // of bids_
   std::vector<StepOutput> outputs_;
 
   CostTable verify_cost_;
   CostTable draft_cost_;
+  DraftPlanner draft_planner_;
   SurvivalEstimate survival_;  // over all requests: the prior of the next one
+  Confidence confidence_;      // likewise, at temperature 0
 };
 
 }  // namespace volley

@@ -86,31 +86,6 @@ double log_probability(std::span<const float> logits, int32_t token) {
   return logits[token] - top - std::log(sum);
 }
 
-void top_candidates(std::span<const float> logits, std::span<int32_t> candidates,
-                    std::span<float> probabilities) {
-  const size_t count = candidates.size();
-  std::fill(candidates.begin(), candidates.end(), 0);
-  std::fill(probabilities.begin(), probabilities.end(), kNegInf);
-  for (size_t token = 0; token < logits.size(); ++token) {
-    const float logit = logits[token];
-    if (!(logit > probabilities[count - 1])) continue;
-    size_t at = count - 1;
-    for (; at > 0 && logit > probabilities[at - 1]; --at) {
-      candidates[at] = candidates[at - 1];
-      probabilities[at] = probabilities[at - 1];
-    }
-    candidates[at] = static_cast<int32_t>(token);
-    probabilities[at] = logit;
-  }
-  // Tokens e^-12 as likely as the best add nothing that matters here.
-  const float top = probabilities[0];
-  float sum = 0;
-  for (const float logit : logits) {
-    if (logit > top - 12) sum += std::exp(logit - top);
-  }
-  for (float& p : probabilities) p = sum > 0 ? std::exp(p - top) / sum : 0;
-}
-
 int32_t argmax(std::span<const float> values) {
   float best = kNegInf;
   int32_t best_idx = 0;

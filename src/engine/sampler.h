@@ -75,11 +75,6 @@ class Sampler {
 // log softmax(logits)[token], in double precision.
 double log_probability(std::span<const float> logits, int32_t token);
 
-// The candidates.size() most likely tokens, best first, ties by lower id, and their probabilities
-// softmax(logits). Cost: two passes over the vocabulary.
-void top_candidates(std::span<const float> logits, std::span<int32_t> candidates,
-                    std::span<float> probabilities);
-
 // The lowest index of the largest value; NaN never wins; 0 when all are NaN.
 int32_t argmax(std::span<const float> values);
 

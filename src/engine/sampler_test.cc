@@ -178,22 +178,6 @@ TEST(Sampler, LogProbability) {
   for (int i = 0; i < 50; ++i) EXPECT_NEAR(log_probability(logits, i), std::log(p[i]), 1e-9);
 }
 
-TEST(Sampler, TopCandidates) {
-  const auto logits = random_logits(300, 3, 4);
-  const auto p = softmax(logits, 1);
-  std::vector<int> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
-  std::vector<int32_t> candidates(5);
-  std::vector<float> probabilities(5);
-  top_candidates(logits, candidates, probabilities);
-  EXPECT_EQ(candidates[0], argmax(logits));
-  for (int i = 0; i < 5; ++i) {
-    EXPECT_EQ(candidates[i], order[i]);
-    EXPECT_NEAR(probabilities[i], p[order[i]], 1e-3);
-  }
-}
-
 TEST(SamplingParams, Validation) {
   EXPECT_TRUE(SamplingParams{}.validate(10));
   EXPECT_FALSE((SamplingParams{.temperature = -1}).validate(10));

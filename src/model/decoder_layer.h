@@ -3,6 +3,8 @@
 // One pre-norm Transformer layer, as targets and drafters share it.
 
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "model/rows.h"
 #include "ops/ops.h"
@@ -29,14 +31,19 @@ struct DecoderWorkspace {
   Tensor qkv;     // [max_rows, (num_heads + 2 num_kv_heads) * head_dim]
   Tensor attn;    // [max_rows, num_heads * head_dim]
   Tensor act;     // [max_rows, intermediate_size]
+  // Of the rows that a last layer is computed for: their query columns and places.
+  Tensor picked_q;  // [max_output_rows, num_heads * head_dim]
+  std::vector<int32_t> positions, sequences, key_begin, key_end;
 
-  static Result<DecoderWorkspace> allocate(const DecoderDims& dims, int max_rows, Ops& ops);
+  // max_output_rows: the most rows whose output a pass may ask for.
+  static Result<DecoderWorkspace> allocate(const DecoderDims& dims, int max_rows,
+                                           int max_output_rows, Ops& ops);
 };
 
 // What stays the same for every layer of a pass.
 struct DecoderPass {
   const DecoderDims& dims;
-  const DecoderWorkspace& workspace;
+  DecoderWorkspace& workspace;
   const TensorView& rope;  // [max_positions, head_dim]
   RowPlaces rows;
   KvCache& kv;
@@ -49,10 +56,19 @@ class DecoderLayer {
   // x += attention(norm(x)); x += mlp(norm(x)), on the first rows of the workspace's x.
   void forward(const DecoderPass& pass, const KeyRanges& keys, int layer_idx, Ops& ops) const;
 
+  // The same as a pass's last layer: keys and values of all rows, but outputs of `output_rows`
+  // (ascending) only, into out [output_rows.size(), hidden_size]. Equal to forward() bit for bit.
+  void forward_last(const DecoderPass& pass, const KeyRanges& keys, int layer_idx,
+                    std::span<const int32_t> output_rows, const TensorView& out, Ops& ops) const;
+
   const Tensor& k_norm() const { return k_norm_; }
   int64_t num_weight_bytes() const;
+  int64_t num_qkv_bytes() const { return qkv_->num_bytes(); }
 
  private:
+  TensorView project(const DecoderPass& pass, int layer_idx, Ops& ops) const;
+  void finish(const DecoderPass& pass, const TensorView& attn, const TensorView& x, Ops& ops) const;
+
   Tensor input_norm_;      // [1, hidden_size]
   Tensor post_attn_norm_;  // [1, hidden_size]
   Tensor q_norm_;          // [1, head_dim], Qwen3

@@ -52,7 +52,8 @@ Result<std::unique_ptr<DflashDrafter>> DflashDrafter::create(const DrafterConfig
   }
   const int64_t rows = limits.max_rows;
   const QkvLayout kv_only{0, config.num_kv_heads, config.head_dim};
-  VOLLEY_TRY(model->workspace_, DecoderWorkspace::allocate(model->dims_, limits.max_rows, ops));
+  VOLLEY_TRY(model->workspace_, DecoderWorkspace::allocate(model->dims_, limits.max_rows,
+                                                           limits.max_output_rows, ops));
   VOLLEY_TRY(model->context_, ops.allocate(rows, config.hidden_size, DType::kF32));
   VOLLEY_TRY(model->kv_rows_, ops.allocate(rows, kv_only.cols(), DType::kF32));
   VOLLEY_TRY(model->out_, ops.allocate(limits.max_output_rows, config.hidden_size, DType::kF32));
@@ -107,12 +108,16 @@ TensorView DflashDrafter::draft(const RowBatch& rows, std::span<const int32_t> o
   const DecoderPass pass{dims_, workspace_, rope_, rows.places(), kv};
 
   ops_.embed(*embed_tokens_, rows.token_ids(), x);
+  const TensorView out = out_.first_rows(static_cast<int64_t>(output_rows.size()));
   for (int layer_idx = 0; layer_idx < config_.num_layers; ++layer_idx) {
     const KeyRanges keys = block_ranges(rows, config_.attention[layer_idx]);
-    layers_[layer_idx].forward(pass, keys, layer_idx, ops_);
+    const DecoderLayer& layer = layers_[layer_idx];
+    if (layer_idx + 1 < config_.num_layers) {
+      layer.forward(pass, keys, layer_idx, ops_);
+    } else {
+      layer.forward_last(pass, keys, layer_idx, output_rows, out, ops_);
+    }
   }
-  const TensorView out = out_.first_rows(static_cast<int64_t>(output_rows.size()));
-  ops_.gather_rows(x, output_rows, out);
   ops_.rms_norm(out, final_norm_, dims_.rms_norm_eps, out);
   return out;
 }
@@ -135,6 +140,12 @@ int64_t DflashDrafter::num_weight_bytes() const {
   int64_t bytes = lm_head_->num_bytes();
   for (const DecoderLayer& layer : layers_) bytes += layer.num_weight_bytes();
   return bytes;
+}
+
+double DflashDrafter::body_share() const {
+  int64_t body = layers_.back().num_qkv_bytes();
+  for (size_t i = 0; i + 1 < layers_.size(); ++i) body += layers_[i].num_weight_bytes();
+  return static_cast<double>(body) / static_cast<double>(num_weight_bytes());
 }
 
 int64_t DflashDrafter::num_inject_bytes() const {

@@ -49,6 +49,9 @@ class DflashDrafter {
   const DrafterConfig& config() const { return config_; }
   // Bytes of weights that one draft pass reads, the head included; and one inject().
   int64_t num_weight_bytes() const;
+  // Of the weights that a row of a draft pass meets, the share that all rows of a block meet. The
+  // rest, the last layer after its keys and the head, only rows meet that are asked for.
+  double body_share() const;
   int64_t num_inject_bytes() const;
 
  private:

@@ -29,7 +29,8 @@ Result<std::unique_ptr<TargetModel>> TargetModel::create(const TargetConfig& con
     VOLLEY_TRY(DecoderLayer layer, DecoderLayer::load(source, ops));
     model->layers_.push_back(std::move(layer));
   }
-  VOLLEY_TRY(model->workspace_, DecoderWorkspace::allocate(model->dims_, limits.max_rows, ops));
+  VOLLEY_TRY(model->workspace_, DecoderWorkspace::allocate(model->dims_, limits.max_rows,
+                                                           limits.max_output_rows, ops));
   VOLLEY_TRY(model->out_, ops.allocate(limits.max_output_rows, config.hidden_size, DType::kF32));
   model->key_begin_.resize(limits.max_rows);
   model->key_end_.resize(limits.max_rows);
@@ -46,6 +47,10 @@ KeyRanges TargetModel::causal_ranges(const RowBatch& rows, int window) {
           std::span(key_end_).first(positions.size())};
 }
 
+bool TargetModel::is_tapped(int layer_idx) const {
+  return std::find(taps_.begin(), taps_.end(), layer_idx) != taps_.end();
+}
+
 void TargetModel::copy_taps(int layer_idx, const TensorView& x, const TensorView& target_hidden) {
   for (size_t tap_idx = 0; tap_idx < taps_.size(); ++tap_idx) {
     if (taps_[tap_idx] != layer_idx) continue;
@@ -60,13 +65,21 @@ TensorView TargetModel::forward(const RowBatch& rows, std::span<const int32_t> o
   const DecoderPass pass{dims_, workspace_, rope_, rows.places(), kv};
 
   ops_.embed(embed_tokens_, rows.token_ids(), x);
-  for (int layer_idx = 0; layer_idx < config_.num_layers; ++layer_idx) {
+  const TensorView out = out_.first_rows(static_cast<int64_t>(output_rows.size()));
+  const int last_layer = config_.num_layers - 1;
+  // A tapped layer is needed for all rows.
+  const bool needs_all = output_rows.size() == static_cast<size_t>(rows.num_rows()) ||
+                         (target_hidden != nullptr && is_tapped(last_layer));
+  for (int layer_idx = 0; layer_idx <= last_layer; ++layer_idx) {
     const KeyRanges keys = causal_ranges(rows, config_.layer_window[layer_idx]);
+    if (layer_idx == last_layer && !needs_all) {
+      layers_[layer_idx].forward_last(pass, keys, layer_idx, output_rows, out, ops_);
+      break;
+    }
     layers_[layer_idx].forward(pass, keys, layer_idx, ops_);
     if (target_hidden != nullptr) copy_taps(layer_idx, x, *target_hidden);
   }
-  const TensorView out = out_.first_rows(static_cast<int64_t>(output_rows.size()));
-  ops_.gather_rows(x, output_rows, out);
+  if (needs_all) ops_.gather_rows(x, output_rows, out);
   ops_.rms_norm(out, final_norm_, dims_.rms_norm_eps, out);
   return out;
 }

@@ -51,6 +51,7 @@ class TargetModel {
  private:
   TargetModel(const TargetConfig& config, Ops& ops);
   KeyRanges causal_ranges(const RowBatch& rows, int window);
+  bool is_tapped(int layer_idx) const;
   void copy_taps(int layer_idx, const TensorView& x, const TensorView& target_hidden);
 
   TargetConfig config_;

@@ -77,7 +77,8 @@ inline void rope_and_store(const TensorView& qkv, const QkvLayout& layout, const
 inline void attention(const TensorView& qkv, const QkvLayout& layout, const RowPlaces& rows,
                       const KeyRanges& keys, const KvShape& kv, int layer_idx,
                       const TensorView& out) {
-  f32_rows(qkv, layout.cols());
+  f32_rows(qkv, qkv.cols);
+  CHECK_GE(qkv.cols, int64_t{layout.num_heads} * layout.head_dim);
   f32_rows(out, int64_t{layout.num_heads} * layout.head_dim);
   CHECK_EQ(qkv.rows, out.rows);
   kv_layout(layout, kv, layer_idx);
@@ -98,7 +99,8 @@ inline void attention(const TensorView& qkv, const QkvLayout& layout, const RowP
   }
 }
 
-inline void copy_page(const KvCache& kv, int32_t from, int32_t to) {
+inline void copy_page(const KvCache& kv, int32_t from, int32_t to, int num_positions) {
+  CHECK(num_positions >= 0 && num_positions <= kv.shape().page_size);
   CHECK(from >= 0 && from < kv.shape().num_pages);
   CHECK(to >= 0 && to < kv.shape().num_pages);
 }
@@ -114,6 +116,17 @@ inline void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
   f32_rows(out, x.cols);
   CHECK_EQ(static_cast<int64_t>(row_ids.size()), out.rows);
   for (int32_t row_id : row_ids) CHECK(row_id >= 0 && row_id < x.rows);
+}
+
+inline int top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
+                          std::span<float> probabilities) {
+  CHECK_EQ(token_ids.size(), probabilities.size());
+  if (logits.rows == 0) return 0;
+  const auto count = static_cast<int64_t>(token_ids.size());
+  CHECK_EQ(count % logits.rows, 0);
+  const int64_t k = count / logits.rows;
+  CHECK(k >= 1 && k <= Ops::kMaxCandidates);
+  return static_cast<int>(k);
 }
 
 inline void matmul_argmax(const TensorView& a, const PackedMatrix& w,

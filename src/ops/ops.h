@@ -147,14 +147,15 @@ class Ops {
                               int layer_idx) = 0;
 
   // out[m, num_heads * head_dim] = softmax(q k^T * head_dim^-0.5) v over each row's key range. q is
-  // the first num_heads * head_dim columns of qkv. Query head h reads key head
-  // h / (num_heads / num_kv_heads). Rows of one sequence stand together in the call.
+  // the first num_heads * head_dim columns of qkv; more are not looked at. Query head h reads key
+  // head h / (num_heads / num_kv_heads). Rows of one sequence stand together in the call.
   virtual void attention(const TensorView& qkv, const QkvLayout& layout, const RowPlaces& rows,
                          const KeyRanges& keys, const KvCache& kv, int layer_idx,
                          const TensorView& out) = 0;
 
-  // All layers' keys and values of page `from`, copied to page `to`.
-  virtual void copy_page(KvCache& kv, int32_t from, int32_t to) = 0;
+  // All layers' keys and values of the first `num_positions` positions of page `from`, at least,
+  // copied to page `to`.
+  virtual void copy_page(KvCache& kv, int32_t from, int32_t to, int num_positions) = 0;
 
   // out = x, element by element, same shape; strides may differ. Used for taps.
   virtual void copy(const TensorView& x, const TensorView& out) = 0;
@@ -165,6 +166,13 @@ class Ops {
   // out[i] = x[row_ids[i]].
   virtual void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
                            const TensorView& out) = 0;
+
+  // The k = token_ids.size() / logits.rows most likely tokens of each row, best first (the lowest
+  // id on a tie), and their softmax probabilities: [logits.rows, k] both, k at most
+  // kMaxCandidates. A row without a finite maximum gets ids and probabilities of 0.
+  static constexpr int kMaxCandidates = 8;
+  virtual void top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
+                              std::span<float> probabilities) = 0;
 
   // token_ids[i] = argmax_n (a[i] w[n]^T), the lowest n on a tie; logits are not written. Equals
   // argmax over matmul(a, w) bit for bit.

@@ -10,6 +10,8 @@
 #include <span>
 #include <vector>
 
+#include "spec/row_share.h"
+
 namespace volley {
 
 // Drafts [0, fork) of the best chain, then the candidate of rank `rank` >= 1 at position `fork`,
@@ -33,10 +35,35 @@ struct BranchLimits {
   int max_branch_length = 0;
 };
 
-// probabilities[i * width + r]: that of the candidate of rank r at position i, under the drafter.
-// Spends rows one guess at a time where the chance of a token per row is best. main_length + 1 and
-// every branch's length + 1 sum to at most num_rows.
-BranchPlan plan_branches(std::span<const float> probabilities, int width,
-                         const BranchLimits& limits);
+// Takes guesses one at a time where the chance of a token per row is best. Reused from step to
+// step, so that it allocates once.
+class BranchPlanner {
+ public:
+  // probabilities[i * width + r]: the chance that the candidate of rank r at position i is right
+  // where all before it were; falling with r. Kept by reference until the next start().
+  void start(std::span<const float> probabilities, int width, const BranchLimits& limits);
+
+  // All guesses in the order they would be taken; their rows sum to at most num_rows - 1.
+  std::span<const DraftStep> steps() const { return steps_; }
+
+  // What the first `num_steps` of them are. Valid until the next call.
+  const BranchPlan& plan(int num_steps);
+
+ private:
+  void rewind();
+  bool take(DraftStep& step);
+
+  std::span<const float> probabilities_;
+  int width_ = 1;
+  BranchLimits limits_;
+  int num_positions_ = 0;
+  std::vector<double> reach_;  // of the best chain: drafts [0, i) all match
+  std::vector<DraftStep> steps_;
+  BranchPlan plan_;
+  std::vector<double> branch_reach_;
+  std::vector<double> open_values_;  // of a branch at [fork, rank], per row
+  std::vector<int> next_rank_;       // by fork: the best candidate that has no branch yet
+  int rows_left_ = 0;
+};
 
 }  // namespace volley

@@ -8,6 +8,13 @@
 namespace volley {
 namespace {
 
+BranchPlan plan_branches(const std::vector<float>& probabilities, int width,
+                         const BranchLimits& limits) {
+  BranchPlanner planner;
+  planner.start(probabilities, width, limits);
+  return planner.plan(static_cast<int>(planner.steps().size()));
+}
+
 TEST(DraftBranches, ASureDrafterGetsOneChain) {
   const std::vector<float> probabilities(15 * 4, 0.0f);
   std::vector<float> sure = probabilities;
@@ -62,6 +69,24 @@ TEST(DraftBranches, RandomDistributions) {
     ASSERT_LE(rows, std::max(1, limits.num_rows));
     ASSERT_LE(plan.main_length, positions);
     ASSERT_LE(static_cast<int>(plan.branches.size()), limits.max_branches);
+  }
+}
+
+TEST(DraftBranches, FewerStepsAreAPrefix) {
+  std::vector<float> probabilities(15 * 4);
+  for (int i = 0; i < 15; ++i) {
+    const float guesses[] = {0.5f, 0.2f, 0.1f, 0.05f};
+    std::copy(guesses, guesses + 4, &probabilities[i * 4]);
+  }
+  BranchPlanner planner;
+  planner.start(probabilities, 4, {.num_rows = 16, .max_branches = 6, .max_branch_length = 15});
+  int rows = 0;
+  for (int n = 0; n <= std::ssize(planner.steps()); ++n) {
+    if (n > 0) rows += planner.steps()[n - 1].rows;
+    const BranchPlan& plan = planner.plan(n);
+    int used = plan.main_length;
+    for (const DraftBranch& branch : plan.branches) used += branch.length + 1;
+    EXPECT_EQ(used, rows) << n;
   }
 }
 

@@ -1,12 +1,14 @@
 #include "spec/draft_length.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/check.h"
 
 namespace volley {
 
-CostTable::CostTable(int max_rows) : entries_(max_rows + 1) {
+CostTable::CostTable(int max_rows) : entries_(max_rows + 1), estimates_(max_rows + 1, 0.0) {
+  levels_.reserve(entries_.size());
   CHECK_GT(max_rows, 0);
 }
 
@@ -22,28 +24,48 @@ void CostTable::observe(int num_rows, double seconds) {
   std::copy_n(entry.recent, n, sorted);
   std::nth_element(sorted, sorted + n / 2, sorted + n);
   entry.median = sorted[n / 2];
+  fitted_ = false;
 }
 
 double CostTable::estimate(int num_rows) const {
+  if (!fitted_) fit();
+  return estimates_[std::clamp(num_rows, 1, static_cast<int>(estimates_.size()) - 1)];
+}
+
+// Pool adjacent violators: where more rows were seen to take less time, both take the mean.
+void CostTable::fit() const {
+  fitted_ = true;
+  if (num_known_ == 0) return;
+  levels_.clear();
   const int max_rows = static_cast<int>(entries_.size()) - 1;
-  num_rows = std::clamp(num_rows, 1, max_rows);
-  if (entries_[num_rows].count > 0) return entries_[num_rows].median;
-  const auto known_below = [&](int rows) {
-    do --rows;
-    while (rows > 0 && entries_[rows].count == 0);
-    return rows;
-  };
-  int above = num_rows + 1;
-  while (above <= max_rows && entries_[above].count == 0) ++above;
-  const int below = known_below(num_rows);
-  if (below == 0) return above <= max_rows ? entries_[above].median : 0;
-  const double low = entries_[below].median;
-  // The line through the neighbours or, past the last one seen, through the last two.
-  const int first = above <= max_rows ? below : known_below(below);
-  const int second = above <= max_rows ? above : below;
-  if (first == 0) return low;
-  const double slope = (entries_[second].median - entries_[first].median) / (second - first);
-  return low + std::max(0.0, slope) * (num_rows - below);
+  for (int rows = 1; rows <= max_rows; ++rows) {
+    const Entry& entry = entries_[rows];
+    if (entry.count == 0) continue;
+    const double weight = std::min(entry.count, kHistory);
+    levels_.push_back({rows, rows, weight * entry.median, weight});
+    while (levels_.size() > 1 && levels_.end()[-2].seconds() >= levels_.back().seconds()) {
+      const Level last = levels_.back();
+      levels_.pop_back();
+      levels_.back().last_row = last.last_row;
+      levels_.back().sum += last.sum;
+      levels_.back().weight += last.weight;
+    }
+  }
+  int rows = 1;
+  double slope = 0;
+  for (size_t i = 0; i < levels_.size(); ++i) {
+    const Level& level = levels_[i];
+    if (i > 0) {
+      const Level& before = levels_[i - 1];
+      slope = (level.seconds() - before.seconds()) / (level.first_row - before.last_row);
+    }
+    for (; rows < level.first_row; ++rows) {
+      estimates_[rows] = level.seconds() - slope * (level.first_row - rows);
+    }
+    for (; rows <= level.last_row; ++rows) estimates_[rows] = level.seconds();
+  }
+  const double last = levels_.back().seconds();
+  for (int past = 1; rows <= max_rows; ++rows, ++past) estimates_[rows] = last + slope * past;
 }
 
 SurvivalEstimate::SurvivalEstimate(int max_length, double memory_cycles)
@@ -79,57 +101,146 @@ void SurvivalEstimate::start_from(const SurvivalEstimate& prior, double max_cycl
   }
 }
 
-DraftLengthChooser::DraftLengthChooser(const DraftLengthConfig& config,
-                                       const SurvivalEstimate& prior)
-    : config_(config), survival_(config.max_length), probe_after_(config.first_probe_after) {
-  // A request starts from what others saw, but is soon its own judge.
-  survival_.start_from(prior, 6);
+void SurvivalEstimate::discount(double share) {
+  for (double& trials : trials_) trials *= share;
+  for (double& matches : matches_) matches *= share;
 }
 
-int DraftLengthChooser::choose(int max_length, int num_sequences, const CostTable& draft_cost,
-                               const CostTable& verify_cost) {
-  max_length = std::min(max_length, config_.max_length);
-  probing_ = false;
-  if (max_length <= 0) return 0;
-  if (!draft_cost.known() || !verify_cost.known()) return max_length;  // measure first
+Confidence::Confidence() {
+  constexpr double kPriorTrials = 4;
+  for (int i = 0; i <= kBins; ++i) {
+    trials_[i] = kPriorTrials;
+    matches_[i] = kPriorTrials * i / kBins;
+  }
+}
 
-  // A draft pass fills whole blocks, however few drafts are kept.
-  const double draft_s = draft_cost.estimate(num_sequences * (config_.max_length + 1));
-  const double plain_rate = 1 / verify_cost.estimate(num_sequences);
-  int best = 0;
-  double best_rate = plain_rate * (1 + config_.margin);
-  double survival = 1;
-  double tokens = 1;
-  for (int n = 1; n <= max_length; ++n) {
-    survival *= survival_.conditional(n);
-    tokens += survival;
-    const int rows = num_sequences * (1 + n);
-    const double rate = tokens / (draft_s + verify_cost.estimate(rows));
-    if (rate > best_rate) {
-      best_rate = rate;
-      best = n;
+void Confidence::observe(double probability, bool matched) {
+  constexpr double kDecay = 1 - 1 / 400.0;
+  const double at = std::clamp(probability, 0.0, 1.0) * kBins;
+  const int low = std::min(static_cast<int>(at), kBins - 1);
+  // Both neighbours learn, by their nearness.
+  for (int i = 0; i < 2; ++i) {
+    const double weight = i == 0 ? low + 1 - at : at - low;
+    trials_[low + i] = trials_[low + i] * (1 - weight * (1 - kDecay)) + weight;
+    matches_[low + i] = matches_[low + i] * (1 - weight * (1 - kDecay)) + (matched ? weight : 0);
+  }
+}
+
+double Confidence::operator()(double probability) const {
+  const double at = std::clamp(probability, 0.0, 1.0) * kBins;
+  const int low = std::min(static_cast<int>(at), kBins - 1);
+  const double share = at - low;
+  return (1 - share) * matches_[low] / trials_[low] + share * matches_[low + 1] / trials_[low + 1];
+}
+
+namespace {
+
+constexpr int kFirstRetryPause = 12;
+
+}  // namespace
+
+DraftOutlook::DraftOutlook(int max_length, const SurvivalEstimate& prior)
+    : survival(max_length), retry_after(kFirstRetryPause) {
+  // A request starts from what others saw, but is soon its own judge.
+  survival.start_from(prior, 6);
+}
+
+int DraftPlanner::cost_rows(int num_blocks, int num_drafts) const {
+  // A draft pass fills whole blocks, however few drafts are looked at.
+  const double rows =
+      config_.body_share * num_blocks * config_.block_size + (1 - config_.body_share) * num_drafts;
+  return std::max(1, static_cast<int>(std::lround(rows)));
+}
+
+double DraftPlanner::seconds(int num_drafting, int num_drafts, int num_rows,
+                             const CostTable& draft_cost, const CostTable& verify_cost) const {
+  const double verify_s = verify_cost.estimate(num_rows + num_drafts);
+  if (num_drafting == 0) return verify_s;
+  const int num_looked_at = num_drafts + num_drafting * config_.extra_drafts;
+  return verify_s + draft_cost.estimate(cost_rows(num_drafting, num_looked_at));
+}
+
+void DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
+                          const CostTable& draft_cost, const CostTable& verify_cost) {
+  size_t num_steps = 0;
+  for (DraftCandidate& candidate : candidates) {
+    candidate.length = 0;
+    candidate.max_length = std::clamp(candidate.max_length, 0, config_.block_size - 1);
+    num_steps += candidate.max_length;
+  }
+  if (num_steps == 0) return;
+  if (!draft_cost.known() || !verify_cost.known()) {  // measure first
+    for (DraftCandidate& candidate : candidates) candidate.length = candidate.max_length;
+    return;
+  }
+  steps_.resize(num_steps);
+  bids_.clear();
+  DraftStep* step = steps_.data();
+  for (const DraftCandidate& candidate : candidates) {
+    bids_.push_back({.steps = {step, static_cast<size_t>(candidate.max_length)}});
+    double reach = 1;
+    for (int n = 1; n <= candidate.max_length; ++n) {
+      reach *= candidate.outlook->survival.conditional(n);
+      *step++ = {.value = reach, .rows = 1};
     }
   }
-  if (best > 0) {
+  const int num_rows = static_cast<int>(candidates.size()) + num_others;
+  const double plain_s = verify_cost.estimate(num_rows);
+  const double rate =
+      share_rows(std::span(bids_), num_rows, num_rows, /*may_take_none=*/false,
+                 [&](int num_drafting, int rows) {
+                   return seconds(num_drafting, rows - num_rows, num_rows, draft_cost, verify_cost);
+                 });
+  if (rate > (1 + config_.margin) * num_rows / plain_s) {
+    for (size_t i = 0; i < candidates.size(); ++i) candidates[i].length = bids_[i].num_taken;
     plain_steps_ = 0;
-    return best;
+    plain_s_ = 0;
+    retry_left_out(candidates);
+    return;
   }
-  if (++plain_steps_ >= probe_after_) {
-    plain_steps_ = 0;
-    probing_ = true;
-    return std::min(max_length, 7);
+  ++plain_steps_;
+  plain_s_ += plain_s;
+  if (!may_probe(candidates, num_rows, plain_s, draft_cost, verify_cost)) return;
+  plain_steps_ = 0;
+  plain_s_ = 0;
+  for (DraftCandidate& candidate : candidates) {
+    candidate.length = std::min(candidate.max_length, config_.probe_length);
+    candidate.outlook->survival.discount(0.5);
   }
-  return 0;
 }
 
-void DraftLengthChooser::observe(int drafted, int accepted, bool censored) {
-  if (drafted == 0) return;
-  survival_.observe(drafted, accepted, censored);
-  if (!probing_) {
-    probe_after_ = config_.first_probe_after;
-  } else if (accepted < 2) {
-    probe_after_ = std::min(2 * probe_after_, config_.max_probe_after);
+// A sequence whose drafts fail while others' succeed gets another chance now and then: the draft
+// pass runs anyway.
+void DraftPlanner::retry_left_out(std::span<DraftCandidate> candidates) const {
+  for (DraftCandidate& candidate : candidates) {
+    DraftOutlook& outlook = *candidate.outlook;
+    if (candidate.length > 0) {
+      outlook.steps_without = 0;
+      outlook.retry_after = kFirstRetryPause;
+    } else if (++outlook.steps_without >= outlook.retry_after) {
+      candidate.length = std::min(candidate.max_length, 2);
+      outlook.survival.discount(0.5);
+      outlook.steps_without = 0;
+      outlook.retry_after = std::min(2 * outlook.retry_after, config_.max_retry_pause);
+    }
   }
+}
+
+bool DraftPlanner::may_probe(std::span<const DraftCandidate> candidates, int num_rows,
+                             double plain_s, const CostTable& draft_cost,
+                             const CostTable& verify_cost) {
+  if (plain_steps_ < config_.min_probe_pause) return false;
+  int num_drafts = 0;
+  double tokens = num_rows;
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const int length = std::min(candidates[i].max_length, config_.probe_length);
+    num_drafts += length;
+    for (int n = 0; n < length; ++n) tokens += bids_[i].steps[n].value;
+  }
+  const double probe_s =
+      seconds(static_cast<int>(candidates.size()), num_drafts, num_rows, draft_cost, verify_cost);
+  const double loss = probe_s - plain_s * tokens / num_rows;
+  return loss <= config_.probe_share * plain_s_;
 }
 
 }  // namespace volley

@@ -1,21 +1,24 @@
 #pragma once
 
-// How many tokens to draft (law 2). A cycle that drafts n tokens yields 1 + sum_{i<=n} survival_i
-// tokens, survival_i being the chance that drafts 1..i all match, and costs draft(n) + verify(1 +
-// n) seconds; plain decoding yields one token for verify(1). The chooser picks the n, zero
-// included, with the most tokens per second. It is a pure function of the outcomes and costs it was
-// told.
+// How many tokens to draft (law 2), decided twice a step. Before the draft pass, DraftPlanner asks
+// whether drafting pays at all, from what passes cost at the present batch and how far the drafts
+// of each sequence have survived. After it, the drafter's own probabilities, corrected by how often
+// they came true, say which of the drafts are worth a row of the target's pass (row_share.h).
+// Everything is a pure function of the outcomes and costs it was told.
 
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "spec/row_share.h"
 
 namespace volley {
 
 inline constexpr int kMaxDraftLength = 63;
 
 // Running medians of what passes cost on this machine, by number of rows. Between rows that were
-// seen costs are interpolated, beyond them extrapolated; they never fall with more rows.
+// seen costs are interpolated, beyond them extrapolated; they never fall with more rows (isotonic
+// regression over the medians).
 class CostTable {
  public:
   explicit CostTable(int max_rows);
@@ -33,8 +36,19 @@ class CostTable {
     int count = 0;
     double median = 0;
   };
+  struct Level {  // of the isotonic fit
+    int first_row, last_row;
+    double sum, weight;
+    double seconds() const { return sum / weight; }
+  };
+  void fit() const;
+
   std::vector<Entry> entries_;  // by number of rows
   int num_known_ = 0;
+  // Made when asked for after an observation.
+  mutable bool fitted_ = false;
+  mutable std::vector<double> estimates_;  // by number of rows
+  mutable std::vector<Level> levels_;
 };
 
 // How far drafts survive: at each index the discounted share of drafts that matched, among those
@@ -43,14 +57,16 @@ class SurvivalEstimate {
  public:
   explicit SurvivalEstimate(int max_length, double memory_cycles = 48);
 
-  // `accepted` of `drafted` tokens matched. With censored, the block ended early (a stop token or
-  // the token limit): nothing is known of the draft after the last accepted one.
+  // `accepted` of `drafted` tokens matched. With censored, nothing is known of the draft after the
+  // last accepted one: the block ended early.
   void observe(int drafted, int accepted, bool censored = false);
 
   // P(draft `index` (1-based) matches | all before it matched).
   double conditional(int index) const;
   // Replaces this estimate by `prior`, with the weight of at most `max_cycles` cycles.
   void start_from(const SurvivalEstimate& prior, double max_cycles);
+  // What was seen counts for `share` of itself from now on.
+  void discount(double share);
 
  private:
   double decay_;
@@ -58,33 +74,75 @@ class SurvivalEstimate {
   std::vector<double> matches_;
 };
 
-struct DraftLengthConfig {
-  int max_length = 15;         // block size - 1
-  int first_probe_after = 12;  // plain steps before drafting is tried again
-  int max_probe_after = 256;   // each failed probe doubles the pause up to this
-  double margin = 0.03;        // drafting must promise this much more than plain decoding
-};
-
-// Chooses the draft length of one sequence, step by step.
-class DraftLengthChooser {
+// How often a draft matched, by the probability that the drafter gave it, where all before it
+// matched. Starts by believing the drafter.
+class Confidence {
  public:
-  DraftLengthChooser(const DraftLengthConfig& config, const SurvivalEstimate& prior);
-
-  // The length to draft next, 0 for plain decoding. `max_length` bounds it for this step.
-  // num_sequences decode in this step; the cost of n drafts is judged as if all drafted n, so that
-  // where rows are dear, in large batches, drafts get shorter for everyone.
-  int choose(int max_length, int num_sequences, const CostTable& draft_cost,
-             const CostTable& verify_cost);
-  void observe(int drafted, int accepted, bool censored);
-
-  const SurvivalEstimate& survival() const { return survival_; }
+  Confidence();
+  void observe(double probability, bool matched);
+  // P(match).
+  double operator()(double probability) const;
 
  private:
-  DraftLengthConfig config_;
-  SurvivalEstimate survival_;
-  int plain_steps_ = 0;  // since the last draft
-  int probe_after_;
-  bool probing_ = false;  // the last choice was a probe
+  static constexpr int kBins = 16;
+  double trials_[kBins + 1];  // at probability i / kBins
+  double matches_[kBins + 1];
+};
+
+// What is known of one sequence's drafts.
+struct DraftOutlook {
+  DraftOutlook(int max_length, const SurvivalEstimate& prior);
+
+  SurvivalEstimate survival;
+  int steps_without = 0;  // a draft, while others drafted
+  int retry_after;
+};
+
+struct DraftCandidate {
+  DraftOutlook* outlook = nullptr;
+  int max_length = 0;  // in this step
+  int length = 0;      // out: drafts to make
+};
+
+struct DraftPlannerConfig {
+  int block_size = 16;
+  // Of a draft pass's work on a row, the share that every row of a block takes; the rest is done
+  // for drafts that are looked at.
+  double body_share = 1;
+  int extra_drafts = 0;       // looked at beyond those chosen
+  double margin = 0.03;       // drafting must promise this much more than plain decoding
+  double probe_share = 0.01;  // of the time of plain steps that probes may cost
+  int min_probe_pause = 12;   // plain steps between probes
+  int probe_length = 3;
+  int max_retry_pause = 256;  // steps, for one sequence among others that draft
+};
+
+class DraftPlanner {
+ public:
+  explicit DraftPlanner(const DraftPlannerConfig& config) : config_(config) {}
+
+  // The rows by which a draft pass is known in its CostTable: as many whole ones as take the work
+  // of `num_blocks` blocks of which `num_drafts` drafts are looked at.
+  int cost_rows(int num_blocks, int num_drafts) const;
+
+  // The drafts to make for each candidate, 0 for plain decoding. `num_others` more sequences decode
+  // plainly in this step. Where no drafting pays, all are probed together, as often as the expected
+  // loss allows.
+  void choose(std::span<DraftCandidate> candidates, int num_others, const CostTable& draft_cost,
+              const CostTable& verify_cost);
+
+ private:
+  double seconds(int num_drafting, int num_drafts, int num_rows, const CostTable& draft_cost,
+                 const CostTable& verify_cost) const;
+  void retry_left_out(std::span<DraftCandidate> candidates) const;
+  bool may_probe(std::span<const DraftCandidate> candidates, int num_rows, double plain_s,
+                 const CostTable& draft_cost, const CostTable& verify_cost);
+
+  DraftPlannerConfig config_;
+  int plain_steps_ = 0;  // since the last draft pass
+  double plain_s_ = 0;
+  std::vector<DraftBid> bids_;
+  std::vector<DraftStep> steps_;
 };
 
 }  // namespace volley

@@ -475,6 +475,7 @@ const KernelTable* amx_bf16_kernels() {
                                          .pack_rows = amx_pack_rows,
                                          .matmul = amx_matmul,
                                          .rms_norm = rms_norm_row,
+                                         .top_candidates = top_candidates_row,
                                          .widen_bf16 = widen_bf16_row,
                                          .rope_and_store = amx_rope_and_store,
                                          .attend = amx_attend};

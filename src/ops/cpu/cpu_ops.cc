@@ -177,6 +177,15 @@ class CpuOps final : public Ops {
     multiply(a, w, Epilogue::kSwiglu, nullptr, out);
   }
 
+  void top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
+                      std::span<float> probabilities) override {
+    const int k = op_checks::top_candidates(logits, token_ids, probabilities);
+    for_rows(logits, [&](int64_t row) {
+      kernels_.top_candidates(logits.row<float>(row), logits.cols, k, &token_ids[row * k],
+                              &probabilities[row * k]);
+    });
+  }
+
   void matmul_argmax(const TensorView& a, const PackedMatrix& w,
                      std::span<int32_t> token_ids) override {
     op_checks::matmul_argmax(a, w, token_ids);
@@ -255,12 +264,22 @@ class CpuOps final : public Ops {
     for_rows(out, [&](int64_t row) { copy_row(x.row<float>(row), out, row); });
   }
 
-  void copy_page(KvCache& kv, int32_t from, int32_t to) override {
-    op_checks::copy_page(kv, from, to);
+  void copy_page(KvCache& kv, int32_t from, int32_t to, int num_positions) override {
+    op_checks::copy_page(kv, from, to, num_positions);
+    // Every layout keeps 32 positions of a head together.
+    const int64_t count = (num_positions + 31) / 32 * 32;
     for (int layer_idx = 0; layer_idx < kv.shape().num_layers; ++layer_idx) {
       const cpu::KvLayer layer = static_cast<CpuKv&>(kv).layer(layer_idx);
-      std::memcpy(layer.data + to * layer.page_bytes, layer.data + from * layer.page_bytes,
-                  static_cast<size_t>(layer.page_bytes));
+      const int64_t key_bytes = layer.values_offset / layer.page_size * count;
+      const int64_t value_bytes =
+          (layer.head_bytes - layer.values_offset) / layer.page_size * count;
+      for (int kv_head = 0; kv_head < kv.shape().num_kv_heads; ++kv_head) {
+        const char* source = layer.data + from * layer.page_bytes + kv_head * layer.head_bytes;
+        char* target = layer.data + to * layer.page_bytes + kv_head * layer.head_bytes;
+        std::memcpy(target, source, static_cast<size_t>(key_bytes));
+        std::memcpy(target + layer.values_offset, source + layer.values_offset,
+                    static_cast<size_t>(value_bytes));
+      }
     }
   }
 

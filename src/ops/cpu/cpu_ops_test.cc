@@ -184,6 +184,35 @@ TEST_P(CpuOpsTest, ArgmaxTiesNanAndInfinity) {
   EXPECT_EQ(token_ids, (std::vector<int32_t>{33, 33, 33}));
 }
 
+TEST_P(CpuOpsTest, TopCandidatesAgainstRef) {
+  for (const int64_t cols : {1, 5, 16, 63, 64, 65, 130, 1000, 8192}) {
+    for (const int k : {1, 4, 8}) {
+      const int64_t rows = 11;
+      Floats logits = random_floats(rows * cols, 40 + static_cast<uint64_t>(cols));
+      for (float& x : logits) x = std::round(20 * x) / 2;  // many ties, a wide range
+      const auto row = [&](int64_t i) { return logits.begin() + i * cols; };
+      std::fill(row(1), row(2), 3.0f);
+      std::fill(row(2), row(3), -kInf);
+      std::fill(row(3), row(4), kNan);
+      row(4)[cols / 2] = kNan;
+      row(5)[cols / 2] = kInf;
+      std::fill(row(6), row(7), -kInf);
+      row(6)[cols - 1] = -3.0f;
+      row(7)[0] = kNan;
+      row(8)[0] = 1e30f;
+      std::fill(row(9), row(10), kNan);
+      row(9)[cols - 1] = 2.0f;
+      std::vector<int32_t> ids(rows * k, -1), expected_ids(rows * k, -2);
+      Floats p(rows * k, -1.0f), expected(rows * k, -2.0f);
+      ops_->top_candidates(view(logits, rows, cols), ids, p);
+      ref_->top_candidates(view(logits, rows, cols), expected_ids, expected);
+      EXPECT_EQ(ids, expected_ids) << "cols " << cols << " k " << k;
+      for (int64_t i = 0; i < rows * k; ++i)
+        EXPECT_NEAR(p[i], expected[i], 2e-6) << cols << " " << i;
+    }
+  }
+}
+
 TEST_P(CpuOpsTest, NanInOneRowStaysThere) {
   const int64_t m = 20, n = 40, k = 70;
   const Weights weights(n, k, DType::kBF16, 30);

@@ -204,6 +204,7 @@ constexpr KernelTable f32_kernel_table() {
           .pack_rows = f32_pack_rows,
           .matmul = f32_matmul,
           .rms_norm = rms_norm_row,
+          .top_candidates = top_candidates_row,
           .widen_bf16 = widen_bf16_row,
           .rope_and_store = f32_rope_and_store,
           .attend = f32_attend};

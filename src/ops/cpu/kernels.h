@@ -131,6 +131,8 @@ struct KernelTable {
   void (*matmul)(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                  ThreadScratch& scratch);
   void (*rms_norm)(const float* x, const float* weight, int64_t cols, float eps, float* out);
+  // The k largest of x[0, cols), k at most Ops::kMaxCandidates, and their softmax.
+  void (*top_candidates)(const float* x, int64_t cols, int k, int32_t* ids, float* probabilities);
   void (*widen_bf16)(const uint16_t* x, int64_t cols, float* out);
   void (*rope_and_store)(const RopeStoreTask& task, int64_t row_begin, int64_t row_end);
   void (*attend)(const AttentionTask& task, const QueryBlock& queries, int32_t kv_head);

@@ -102,6 +102,20 @@ TEST_P(RowInvarianceTest, Matmuls) {
             out.row<float>(row)[0] = static_cast<float>(token_ids[row]);
         },
         "matmul_argmax");
+    expect_row_invariant(
+        all_ops, n, 8,
+        [&](Ops& ops, const TensorView& x, const TensorView& out) {
+          std::vector<int32_t> token_ids(static_cast<size_t>(x.rows) * 4);
+          std::vector<float> probabilities(token_ids.size());
+          ops.top_candidates(x, token_ids, probabilities);
+          for (int64_t row = 0; row < x.rows; ++row) {
+            for (int64_t i = 0; i < 4; ++i) {
+              out.row<float>(row)[i] = static_cast<float>(token_ids[row * 4 + i]);
+              out.row<float>(row)[4 + i] = probabilities[row * 4 + i];
+            }
+          }
+        },
+        "top_candidates");
   }
 }
 

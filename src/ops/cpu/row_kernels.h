@@ -135,6 +135,56 @@ void rms_norm_row(const float* x, const float* weight, int64_t cols, float eps, 
   });
 }
 
+// Columns are looked at one by one only where 64 of them together hold a newcomer.
+void top_candidates_row(const float* x, int64_t cols, int k, int32_t* ids, float* probabilities) {
+  constexpr int64_t kBlock = 64;
+  const float kNone = -__builtin_inff();
+  for (int i = 0; i < k; ++i) {
+    ids[i] = 0;
+    probabilities[i] = kNone;  // the logit, for now
+  }
+  for (int64_t begin = 0; begin < cols; begin += kBlock) {
+    const int64_t end = begin + kBlock < cols ? begin + kBlock : cols;
+    if (end - begin == kBlock) {
+      // NaN is never the greater one: max() takes its second operand then.
+      F16 most = max(load(x + begin), set1(kNone));
+      for (int64_t c = begin + 16; c < end; c += 16) most = max(load(x + c), most);
+      if (!(reduce_max(most) > probabilities[k - 1])) continue;
+    }
+    for (int64_t c = begin; c < end; ++c) {
+      if (!(x[c] > probabilities[k - 1])) continue;
+      int at = k - 1;
+      for (; at > 0 && x[c] > probabilities[at - 1]; --at) {
+        ids[at] = ids[at - 1];
+        probabilities[at] = probabilities[at - 1];
+      }
+      ids[at] = static_cast<int32_t>(c);
+      probabilities[at] = x[c];
+    }
+  }
+  const float top = probabilities[0];
+  const bool is_finite = top - top == 0;
+  F16 sum = zero();
+  for (int64_t c = 0; is_finite && c + 16 <= cols; c += 16) {
+    const F16 logit = load(x + c);
+    sum = add(sum, select(equal(logit, logit), exp(sub(logit, set1(top))), zero()));
+  }
+  float total = reduce_add(sum);
+  if (const int64_t left = cols % 16; is_finite && left > 0) {
+    const F16 logit = load_first(x + cols - left, left);
+    const M16 counts = both(first_lanes(left), equal(logit, logit));
+    total += reduce_add(select(counts, exp(sub(logit, set1(top))), zero()));
+  }
+  alignas(64) float shares[16] = {};
+  for (int i = 0; i < k; ++i) shares[i] = probabilities[i] - top;
+  store(shares, exp(load(shares)));
+  for (int i = 0; i < k; ++i) {
+    const bool is_there = is_finite && probabilities[i] - probabilities[i] == 0;
+    if (!is_there) ids[i] = 0;
+    probabilities[i] = is_there ? shares[i] / total : 0.0f;
+  }
+}
+
 void widen_bf16_row(const uint16_t* x, int64_t cols, float* out) {
   int64_t c = 0;
   for (; c + 16 <= cols; c += 16) store(out + c, widen_bf16(x + c));

@@ -265,8 +265,8 @@ class RefOps final : public Ops {
       std::copy_n(x.row<float>(row), x.cols, out.row<float>(row));
   }
 
-  void copy_page(KvCache& kv, int32_t from, int32_t to) override {
-    op_checks::copy_page(kv, from, to);
+  void copy_page(KvCache& kv, int32_t from, int32_t to, int num_positions) override {
+    op_checks::copy_page(kv, from, to, num_positions);
     auto& pages = static_cast<RefKv&>(kv);
     const KvShape& s = kv.shape();
     const int64_t count = int64_t{s.page_size} * s.num_kv_heads * s.head_dim;
@@ -288,6 +288,27 @@ class RefOps final : public Ops {
     op_checks::gather_rows(x, row_ids, out);
     for (int64_t row = 0; row < out.rows; ++row)
       std::copy_n(x.row<float>(row_ids[row]), x.cols, out.row<float>(row));
+  }
+
+  void top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
+                      std::span<float> probabilities) override {
+    const int k = op_checks::top_candidates(logits, token_ids, probabilities);
+    for (int64_t row = 0; row < logits.rows; ++row) {
+      std::vector<float> left(logits.row<float>(row), logits.row<float>(row) + logits.cols);
+      const float top = left[argmax(left)];
+      double sum = 0;
+      for (const float logit : left) {
+        if (!std::isnan(logit)) sum += std::exp(static_cast<double>(logit) - top);
+      }
+      for (int i = 0; i < k; ++i) {
+        const int32_t id = argmax(left);
+        const bool is_there = std::isfinite(top) && std::isfinite(left[id]);
+        token_ids[row * k + i] = is_there ? id : 0;
+        probabilities[row * k + i] =
+            is_there ? static_cast<float>(std::exp(static_cast<double>(left[id]) - top) / sum) : 0;
+        left[id] = -std::numeric_limits<float>::infinity();
+      }
+    }
   }
 
   void matmul_argmax(const TensorView& a, const PackedMatrix& w,
