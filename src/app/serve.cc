@@ -199,21 +199,23 @@ class Drain {
   Drain(HttpServer& server, Api& api, double timeout_s)
       : server_(server), api_(api), timeout_s_(timeout_s) {}
 
-  void begin(EngineThread* engine) {
-    if (api_.draining() || engine == nullptr) return server_.stop();
+  void begin(bool serving) {
+    if (api_.draining() || !serving) return server_.stop();
     api_.drain();
     deadline_s_ = now_s() + timeout_s_;
-    log_info("draining: {} requests in flight, {:.0f} s at most", engine->num_live(), timeout_s_);
-    poll(*engine);
+    log_info("draining: {} requests in flight, {:.0f} s at most", server_.num_answering(),
+             timeout_s_);
+    poll();
   }
 
  private:
-  void poll(EngineThread& engine) {
-    if (engine.num_live() > 0 && now_s() < deadline_s_) {
-      return server_.post_after(0.05, [this, &engine] { poll(engine); });
+  // Until the last byte of the last answer has left, tokenizing and slow readers included.
+  void poll() {
+    if (server_.num_answering() == 0 || now_s() >= deadline_s_) {
+      // What the system still holds is sent.
+      return server_.post_after(0.1, [this] { server_.stop(); });
     }
-    // The last bytes leave.
-    server_.post_after(0.2, [this] { server_.stop(); });
+    server_.post_after(0.05, [this] { poll(); });
   }
 
   HttpServer& server_;
@@ -273,8 +275,7 @@ Result<int> serve(ServeOptions options, const Hub& hub) {
     });
   });
   Drain drain(*http, api, options.drain_timeout_s);
-  http->on_signals({SIGTERM, SIGINT},
-                   [&](int) { drain.begin(serving ? serving->thread.get() : nullptr); });
+  http->on_signals({SIGTERM, SIGINT}, [&](int) { drain.begin(serving != nullptr); });
   http->run();
   ending = true;
   loader.join();

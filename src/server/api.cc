@@ -1,11 +1,24 @@
 #include "server/api.h"
 
 #include <algorithm>
+#include <cctype>
 #include <ctime>
 
 #include "base/clock.h"
 
 namespace volley::server {
+namespace {
+
+// Names of headers as they may be repeated to a browser; empty when they are not fine.
+std::string_view clean_header_list(std::string_view given) {
+  const bool fine =
+      given.size() <= 1024 && std::all_of(given.begin(), given.end(), [](unsigned char c) {
+        return std::isalnum(c) != 0 || c == '-' || c == '_' || c == ',' || c == ' ';
+      });
+  return fine ? given : std::string_view();
+}
+
+}  // namespace
 
 Api::Api(ApiConfig config)
     : config_(std::move(config)),
@@ -73,6 +86,7 @@ void Api::add_cors(const HttpRequest& request,
   const std::string_view origin = request.header("origin");
   if (origin.empty() || !cors_allows(origin)) return;
   headers.emplace_back("Access-Control-Allow-Origin", std::string(origin));
+  headers.emplace_back("Access-Control-Expose-Headers", "X-Request-Id, traceparent, Retry-After");
   headers.emplace_back("Vary", "Origin");
 }
 
@@ -133,8 +147,13 @@ void Api::handle(HttpRequest request, std::shared_ptr<Responder> responder) {
   add_cors(request, exchange.headers);
   if (request.method == "OPTIONS") {
     exchange.headers.emplace_back("Access-Control-Allow-Methods", "GET, POST");
-    exchange.headers.emplace_back("Access-Control-Allow-Headers",
-                                  "Authorization, Content-Type, X-Request-Id, traceparent");
+    // The origin is trusted; its clients have headers of their own (OpenAI's: X-Stainless-...).
+    const std::string_view wanted =
+        clean_header_list(request.header("access-control-request-headers"));
+    exchange.headers.emplace_back(
+        "Access-Control-Allow-Headers",
+        wanted.empty() ? "Authorization, Content-Type, X-Api-Key, X-Request-Id, traceparent"
+                       : wanted);
     exchange.headers.emplace_back("Access-Control-Max-Age", "600");
     exchange.request = std::move(request);
     return send(std::move(exchange), {.status = 204, .content_type = ""});
@@ -159,7 +178,8 @@ void Api::send(Exchange exchange, HttpResponse response) {
   metrics_.observe_http(exchange.log.endpoint.empty() ? "preflight" : exchange.log.endpoint,
                         response.status);
   // Probes and scrapes would drown the log.
-  if (exchange.log.endpoint.starts_with("/v1/") && config_.log) {
+  const bool is_work = exchange.request.method == "POST" || exchange.log.endpoint == "/v1/models";
+  if (is_work && config_.log) {
     exchange.log.status = response.status;
     config_.log(exchange.log);
   }
@@ -232,7 +252,7 @@ void Api::models(Exchange exchange) {
   };
   constexpr std::string_view kPrefix = "/v1/models/";
   if (exchange.request.path.starts_with(kPrefix)) {
-    const std::string name = exchange.request.path.substr(kPrefix.size());
+    const std::string name = percent_decoded(exchange.request.path.substr(kPrefix.size()));
     const auto& names = model_->names;
     if (std::find(names.begin(), names.end(), name) == names.end()) {
       return send(std::move(exchange), error_response({.status = 404,

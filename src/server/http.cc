@@ -1,5 +1,7 @@
 #include "server/http.h"
 
+#include <charconv>
+
 namespace volley::server {
 
 Status HttpLimits::validate() const {
@@ -23,6 +25,21 @@ std::string_view HttpRequest::header(std::string_view name) const {
     if (key == name) return value;
   }
   return {};
+}
+
+std::string percent_decoded(std::string_view text) {
+  std::string decoded;
+  for (size_t i = 0; i < text.size(); ++i) {
+    int byte = -1;
+    if (text[i] == '%' && i + 2 < text.size()) {
+      const char* digits = text.data() + i + 1;
+      const auto [end, error] = std::from_chars(digits, digits + 2, byte, 16);
+      if (error != std::errc() || end != digits + 2) byte = -1;
+    }
+    decoded += byte >= 0 ? static_cast<char>(byte) : text[i];
+    if (byte >= 0) i += 2;
+  }
+  return decoded;
 }
 
 std::string_view status_text(int status) {

@@ -52,6 +52,9 @@ struct HttpResponse {
 
 std::string_view status_text(int status);
 
+// %2F and the like as bytes; what is no such code stays as it is.
+std::string percent_decoded(std::string_view text);
+
 // How one request is answered: send() once, or start_stream(), any number of write(), finish().
 // Called on the server's thread. After the client went away every call does nothing.
 class Responder {

@@ -13,6 +13,13 @@ namespace {
 
 using testing::HasSubstr;
 
+TEST(Http, PercentCodesAreBytes) {
+  EXPECT_EQ(percent_decoded("org%2Fname%20a"), "org/name a");
+  EXPECT_EQ(percent_decoded("100%"), "100%");
+  EXPECT_EQ(percent_decoded("%2"), "%2");
+  EXPECT_EQ(percent_decoded("%zz%4a"), "%zzJ");
+}
+
 TEST(ApiKeys, AcceptsItsKeysAlone) {
   const ApiKeys keys = *ApiKeys::create({"secret", "other-key"});
   EXPECT_TRUE(keys.required());

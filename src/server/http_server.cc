@@ -20,6 +20,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <cctype>
 #include <chrono>
+#include <unordered_set>
 
 #include "base/log.h"
 
@@ -58,6 +59,8 @@ std::string lower(std::string_view text) {
   return result;
 }
 
+class Connection;
+
 }  // namespace
 
 struct HttpServer::Impl {
@@ -69,12 +72,12 @@ struct HttpServer::Impl {
 
   const HttpLimits limits;
   HttpHandler& handler;
+  std::unordered_set<Connection*> connections;  // outlives them: the last die with `io`
   asio::io_context io{1};
   tcp::acceptor acceptor;
   asio::steady_timer accept_pause;
   asio::signal_set signals;
   std::function<void(int)> signal_task;
-  int num_connections = 0;
 };
 
 namespace {
@@ -82,22 +85,25 @@ namespace {
 // One client. Lives as long as an operation on its socket or timer is pending, or an answer to it.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(tcp::socket socket, const HttpLimits& limits, HttpHandler& handler, int& counter)
+  Connection(tcp::socket socket, const HttpLimits& limits, HttpHandler& handler,
+             std::unordered_set<Connection*>& all)
       : limits_(limits),
         handler_(handler),
-        counter_(counter),
+        all_(all),
         socket_(std::move(socket)),
         timer_(socket_.get_executor()),
         in_(limits.max_header_bytes + kMaxPipelinedBytes) {
-    ++counter_;
+    all_.insert(this);
     set_socket_options();
     error_code ignored;
     const tcp::endpoint peer = socket_.remote_endpoint(ignored);
     peer_ = peer.address().to_string();
   }
-  ~Connection() { --counter_; }
+  ~Connection() { all_.erase(this); }
 
   void start() { read_head(); }
+  // A request was read, and the last byte of its answer has not left.
+  bool is_answering() const { return !closed_ && (answering_ || out_bytes_ > 0); }
 
   // The methods of the current exchange's responder; stale ones are told apart by number.
   bool is_current(uint64_t exchange) const {
@@ -128,7 +134,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   const HttpLimits& limits_;
   HttpHandler& handler_;
-  int& counter_;
+  std::unordered_set<Connection*>& all_;
   tcp::socket socket_;
   asio::steady_timer timer_;
   uint64_t timer_round_ = 0;
@@ -470,7 +476,7 @@ void HttpServer::Impl::accept() {
       });
       return;
     }
-    if (num_connections >= limits.max_connections) {
+    if (static_cast<int>(connections.size()) >= limits.max_connections) {
       HttpResponse full = handler.malformed(503, "too many connections");
       const std::string text =
           head_text(full, fmt::format("Content-Length: {}\r\n", full.body.size()), false) +
@@ -480,7 +486,7 @@ void HttpServer::Impl::accept() {
       socket.write_some(asio::buffer(text), ignored);
       socket.shutdown(tcp::socket::shutdown_send, ignored);
     } else {
-      std::make_shared<Connection>(std::move(socket), limits, handler, num_connections)->start();
+      std::make_shared<Connection>(std::move(socket), limits, handler, connections)->start();
     }
     accept();
   });
@@ -556,7 +562,12 @@ void HttpServer::on_signals(std::vector<int> signals, std::function<void(int)> t
 }
 
 int HttpServer::num_connections() const {
-  return impl_->num_connections;
+  return static_cast<int>(impl_->connections.size());
+}
+
+int HttpServer::num_answering() const {
+  return static_cast<int>(std::count_if(impl_->connections.begin(), impl_->connections.end(),
+                                        [](const Connection* one) { return one->is_answering(); }));
 }
 
 }  // namespace volley::server

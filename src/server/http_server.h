@@ -36,6 +36,8 @@ class HttpServer {
 
   // Server thread only.
   int num_connections() const;
+  // Of these, those whose request was read and whose answer has not wholly left.
+  int num_answering() const;
 
  private:
   struct Impl;

@@ -40,6 +40,7 @@ TEST_F(ServerTest, SmallEndpointsAnswerOnOneConnection) {
   EXPECT_THAT(one.get("/metrics").body, HasSubstr("vllm:num_requests_running"));
   EXPECT_EQ(one.get("/v1/models").json()["data"][0]["id"], "test-model");
   EXPECT_EQ(one.get("/v1/models/alias").json()["id"], "alias");
+  EXPECT_EQ(one.get("/v1/models/%61lias").json()["id"], "alias");
   EXPECT_EQ(one.get("/v1/models/none").status, 404);
   EXPECT_EQ(one.get("/nowhere").status, 404);
   EXPECT_EQ(one.get("/v1/completions").status, 405);
@@ -321,8 +322,13 @@ TEST(ServerGates, OtherOriginsAreKeptOutUnlessAllowed) {
   EXPECT_EQ(allowed.status, 200);
   EXPECT_THAT(allowed.head, HasSubstr("Access-Control-Allow-Origin: https://evil.example"));
   TestClient preflight(open.port());
-  ASSERT_TRUE(preflight.send(TestClient::request("OPTIONS", "/v1/completions", "", foreign)));
-  EXPECT_EQ(preflight.receive().status, 204);
+  ASSERT_TRUE(preflight.send(TestClient::request(
+      "OPTIONS", "/v1/completions", "",
+      std::string(foreign) + "Access-Control-Request-Headers: authorization, x-stainless-os\r\n")));
+  const TestResponse granted = preflight.receive();
+  EXPECT_EQ(granted.status, 204);
+  EXPECT_THAT(granted.head,
+              HasSubstr("Access-Control-Allow-Headers: authorization, x-stainless-os"));
 }
 
 TEST(ServerGates, NothingIsServedBeforeReadinessOrWhileDraining) {

@@ -14,6 +14,12 @@ DRAFT = "models/demo-draft"
 SKIPPED = 77  # CTest's word for "did not run", see tests/CMakeLists.txt
 
 
+class Url(str):
+    """A server's base URL, and its process."""
+
+    process = None
+
+
 @contextlib.contextmanager
 def server(program, *flags, draft=True):
     """Yields the base URL once the server is ready. Fails if it does not drain on SIGTERM."""
@@ -37,9 +43,12 @@ def server(program, *flags, draft=True):
         found = re.search(r"ready: (http://\S+)", "".join(lines))
         if not found:
             raise RuntimeError("the server did not become ready:\n" + "".join(lines))
-        yield found.group(1)
+        url = Url(found.group(1))
+        url.process = process
+        yield url
     finally:
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         try:
             code = process.wait(60)
         except subprocess.TimeoutExpired:
