@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from model import rope_table
 
+UNFINISHED = 0xFFFF
 BUCKET = 64  # cache columns are read in multiples of this
 
 
@@ -144,7 +145,8 @@ class Decoder:
         """prompts: list of token lists (at most `rows`); temperature: list of floats.
 
         Tokens are argmax(logits + T * g), g Gumbel noise: fresh, or noise(step) -> [rows, V] if given.
-        -> tokens [n, max_new] on the CPU; a row is filled with eot after its own end.
+        -> tokens [n, max_new] on the CPU; a row is filled with eot after its own end, with UNFINISHED where it was
+        stopped before.
         """
         c, count = self.config, len(prompts)
         longest = -(-max(map(len, prompts)) // 32) * 32
@@ -178,4 +180,6 @@ class Decoder:
                 self.noise.copy_(noise(step + 1))
             width = min(self.columns, -(-(longest + step + 1) // BUCKET) * BUCKET)
             self.advance(width, noise is None and any_noise)
+        if step + 1 < max_new:
+            output[:, step + 1:] = torch.where(done, c.eot_id, UNFINISHED).unsqueeze(1)
         return output[:count].cpu()

@@ -13,13 +13,14 @@ import json
 import pathlib
 import time
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from checkpoint import read_pair
 from corpus import render_chat
 from decoder import Decoder
+from generate import looping
 from model import build_mask, causal_mask_mod, draft_mask_mod
 
 
@@ -39,6 +40,19 @@ def load_prompts(folder, limit):
     keep = max(1, len(sets["spec_bench"]) // limit) if limit else 1
     sets["spec_bench"] = sets["spec_bench"][::keep]
     return sets
+
+
+def corpus_prompts(path, count, longest=1280):
+    """-> {source: prompts as lists of tokens}, `count` of each source of prompts.npz."""
+    file = np.load(path)
+    data = {name: file[name] for name in file.files}
+    starts = np.concatenate(([0], np.cumsum(data["lengths"])[:-1]))
+    rng, result = np.random.default_rng(17), {}
+    for idx, name in enumerate(data["names"]):
+        members = np.flatnonzero((data["source"] == idx) & (data["lengths"] <= longest))
+        picked = rng.permutation(members)[:count]
+        result[str(name)] = [data["tokens"][starts[i]:starts[i] + data["lengths"][i]].tolist() for i in picked]
+    return result
 
 
 def walk(hits, length):
@@ -96,12 +110,14 @@ class Evaluator:
             results.append({k: v.cpu() for k, v in hits.items()})
         return results
 
+    def encode(self, text):
+        return self.tokenizer.encode(render_chat([{"role": "user", "content": text}], True)).ids
+
     @torch.no_grad()
-    def run(self, texts, temperature, seed):
-        """-> list of {"tokens", "text", "argmax": (accepted, gained), ...} in the order of texts."""
-        prompts = [self.tokenizer.encode(render_chat([{"role": "user", "content": t}], True)).ids for t in texts]
-        order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
-        results = [None] * len(texts)
+    def run(self, prompts, temperature, seed):
+        """prompts: lists of tokens -> list of {"tokens", "text", "argmax": (accepted, gained), ...} in their order."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        results = [None] * len(prompts)
         rows = self.decoder.rows
         generator = torch.Generator(self.device).manual_seed(seed)
         for start in range(0, len(order), rows):
@@ -127,19 +143,31 @@ class Evaluator:
                     hits = self.draft_hits([picked[j] for j in usable], [answers[j] for j in usable], temperature,
                                            some_noise)
                 for j, found in zip(usable, hits):
-                    entry = {"tokens": len(answers[j]), "text": self.tokenizer.decode(answers[j])}
+                    entry = {"tokens": len(answers[j]), "text": self.tokenizer.decode(answers[j]),
+                             "looped": is_loop(answers[j])}
                     for kind, value in (found or {}).items():
                         entry[kind] = walk(value, len(answers[j]))
                     results[group[j]] = entry
         return results
 
 
+def is_loop(answer):
+    """The rule by which generate.py --clean drops answers: under 60% of the 6-grams are distinct."""
+    return len(answer) > 5 and bool(looping(torch.tensor([answer]))[0])
+
+
+def rate(entries, kind):
+    cycles = sum(len(e[kind][0]) for e in entries if kind in e)
+    return round(sum(e[kind][1] for e in entries if kind in e) / max(1, cycles), 3)
+
+
 def summarize(entries, kind, size):
     cycles = [a for e in entries for a in e.get(kind, ([], 0))[0]]
-    gained = sum(e[kind][1] for e in entries if kind in e)
     survival = [round(sum(a >= k for a in cycles) / max(1, len(cycles)), 3) for k in range(1, size)]
     return {"prompts": len(entries), "tokens": sum(e["tokens"] for e in entries),
-            "acceptance_length": round(gained / max(1, len(cycles)), 3), "survival": survival}
+            "acceptance_length": rate(entries, kind), "survival": survival,
+            "loops": sum(e["looped"] for e in entries),
+            "acceptance_length_without_loops": rate([e for e in entries if not e["looped"]], kind)}
 
 
 def main():
@@ -148,6 +176,7 @@ def main():
     parser.add_argument("--draft", required=True)
     parser.add_argument("--eval", type=pathlib.Path, required=True)
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--prompts", type=pathlib.Path, help="prompts.npz: also 24 prompts of each source in it")
     parser.add_argument("--limit", type=int, default=320, help="prompts of each set")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--columns", type=int, default=2304)
@@ -166,7 +195,7 @@ def main():
     for name, prompts in load_prompts(args.eval, args.limit).items():
         for temperature in args.temperatures:
             started = time.time()
-            entries = evaluator.run([text for _, text in prompts], temperature, seed=7)
+            entries = evaluator.run([evaluator.encode(text) for _, text in prompts], temperature, seed=7)
             coupled = [f"coupled x{factor:g}" for factor in args.sharpness] if temperature > 0 else []
             for kind in ["argmax"] + coupled:
                 label = f"T={temperature:g} {kind}"
@@ -178,16 +207,23 @@ def main():
                                      config.draft_block)["acceptance_length"] for c in categories}
                 report.setdefault(name, {})[label] = result
                 print(f"{name} {label}: {result['acceptance_length']:.3f} tokens {result['tokens']} "
-                      f"survival {result['survival'][:8]} {time.time() - started:.1f} s", flush=True)
+                      f"loops {result['loops']}/{result['prompts']}, {result['acceptance_length_without_loops']:.3f} "
+                      f"without; survival {result['survival'][:8]} {time.time() - started:.1f} s", flush=True)
             if temperature == 0:
                 report[name]["answers"] = [{"prompt": prompts[i][1][-600:], "answer": entries[i]["text"]}
                                            for i in range(0, len(entries), max(1, len(entries) // 12))]
                 for sample in report[name]["answers"][:args.samples]:
                     print("   ", json.dumps(sample)[:900])
-    for label in next(iter(report.values())):
+    means = list(report)
+    if args.prompts:
+        for name, prompts in corpus_prompts(args.prompts, 24).items():
+            result = summarize(evaluator.run(prompts, 0.0, seed=7), "argmax", config.draft_block)
+            report[f"source {name}"] = {"T=0 argmax": result}
+            print(f"source {name}: {result['acceptance_length']:.3f} tokens {result['tokens']}", flush=True)
+    for label in report[means[0]]:
         if label != "answers":
-            mean = sum(report[n][label]["acceptance_length"] for n in report) / len(report)
-            print(f"mean of {len(report)} sets, {label}: {mean:.3f}")
+            mean = sum(report[n][label]["acceptance_length"] for n in means) / len(means)
+            print(f"mean of {len(means)} sets, {label}: {mean:.3f}")
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

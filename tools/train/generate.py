@@ -4,7 +4,7 @@
   torchrun --nproc-per-node N generate.py --checkpoint joint.pt --name generated ...        for the drafter
 
 Prompts come from prompts.npz, plus prompts that the target itself writes. Most answers are greedy (so is most use),
-the rest are sampled at temperature 0.7 and 1. Each process writes DIR/NAME.RANK.npz: `tokens` (uint16, the top bit
+the rest are sampled at temperature 0.7 and 1. The plan is in random order and ends with the time. Each process writes DIR/NAME.RANK.npz: `tokens` (uint16, the top bit
 marks generated tokens, documents end with <|endoftext|>). --clean drops answers that loop or do not end, and
 temperature 1: what is left is fit to teach the target.
 """
@@ -17,49 +17,67 @@ import numpy as np
 import torch
 
 import runtime
-from decoder import Decoder
-from prepare import SHORT_ANSWERS
+from decoder import UNFINISHED, Decoder
 
 GENERATED_BIT = 1 << 15
-# How often a source's prompts are used: greedy once, and at T = 0.7 and T = 1 with these chances.
-SAMPLED = {"gsm8k_train": (0.35, 0.35), "math_4500": (0.35, 0.35), "mbpp_train": (2, 2), "self_instruct_seed": (3, 3),
-           "topical_chat": (0.7, 0.7), "taskmaster": (0.7, 0.7), "chatterbot": (1, 1), "factbook_qa": (1, 1),
-           "openstax_qa": (0.7, 0.7), "task_text": (0.3, 0.3), "task_books": (0.3, 0.3), "raw_text": (0.3, 0.3),
-           "math_synth": (0.0, 0.2), "wordnet": (0.15, 0.15), "tldr": (0.2, 0.2), "magpie": (0.2, 0.2)}
-GREEDY = {"math_synth": 0.6}
+# Share of the answers for each kind of prompt. Sources of fresh prompts first: two thirds have nothing to recite.
+SHARES = {"fresh_word_problem": 24, "fresh_header": 17, "fresh_odd_header": 5, "fresh_python": 2, "fresh_open": 17,
+          "fresh_instruction": 8, "fresh_extraction": 3, "fresh_program": 4, "fresh_german": 7, "fresh_unknown": 6,
+          "fresh_quote": 9, "fresh_odd_passage": 4, "fresh_lead": 8, "fresh_summary": 2,
+          "gsm8k_train": 8, "math_4500": 4, "mbpp_train": 1, "self_instruct_seed": 1.5, "topical_chat": 2.5,
+          "taskmaster": 1, "chatterbot": 0.4, "factbook_qa": 1, "openstax_qa": 4, "task_text": 4, "task_books": 3,
+          "task_python": 0.5, "raw_text": 2, "math_synth": 2, "wordnet": 1, "tldr": 1, "magpie": 6}
+HOT = 0.12  # share of the answers sampled at T = 0.7, and again at T = 1; the others are greedy
+# Tokens after which an answer is cut.
+LONGEST = {"fresh_german": 80, "fresh_unknown": 80, "fresh_quote": 144, "fresh_odd_passage": 144, "fresh_lead": 176,
+           "fresh_summary": 176, "fresh_extraction": 144, "math_synth": 64, "wordnet": 64, "tldr": 96, "topical_chat": 96,
+           "taskmaster": 96, "chatterbot": 96, "factbook_qa": 96, "openstax_qa": 144, "magpie": 144}
+USUAL_LONGEST = 208
 LONG_PROMPT = 224
 MAX_PROMPT = 1280
 
 
-def work_list(prompts, names, rng, hottest):
-    """-> [(source, prompt index, 10 * temperature)]"""
+def work_list(prompts, names, rng, hottest, total):
+    """-> [(source, prompt index, 10 * temperature)], about `total` of them, a prompt only used again when all were.
+
+    A quarter of a large source's prompts is for the target's own training, the rest for the drafter's data: on what
+    the target has been trained on it recites."""
     items = []
+    split = np.random.default_rng(5)
+    whole = sum(SHARES.get(name, 0.5) for name in names)
     for source_idx, name in enumerate(names):
-        members = np.flatnonzero(prompts["source"] == source_idx)
-        for temperature, chance in zip((0.0, 0.7, 1.0), (GREEDY.get(name, 1.0), *SAMPLED.get(name, (0.2, 0.2)))):
-            chance = chance if temperature <= hottest else 0.0
-            copies = rng.poisson(chance, len(members)) if chance > 1 else (rng.random(len(members)) < chance)
-            picked = np.repeat(members, copies.astype(np.int64))
-            items.append(np.stack([np.full(len(picked), source_idx), picked, np.full(len(picked), temperature * 10)], 1))
+        members = split.permutation(np.flatnonzero(prompts["source"] == source_idx))
+        if len(members) > 2000:
+            members = members[:len(members) // 4] if hottest < 1 else members[len(members) // 4:]
+        members = rng.permutation(members)
+        wanted = int(total * SHARES.get(name, 0.5) / whole)
+        picked = np.resize(members, wanted) if len(members) else members
+        draw = rng.random(len(picked))
+        heat = np.where(draw < HOT, 7, np.where((draw < 2 * HOT) & (hottest >= 1), 10, 0))
+        items.append(np.stack([np.full(len(picked), source_idx), picked, heat], 1))
     return np.concatenate(items).astype(np.int64)
 
 
 def batches(items, prompts, names, rng, sizes):
-    """Groups work of alike answer length and prompt length into full batches, in random order."""
+    """Groups work of one source and of alike prompt length into full batches, in random order. Small sources share."""
     lengths = prompts["lengths"][items[:, 1]]
     items, lengths = items[lengths <= MAX_PROMPT], lengths[lengths <= MAX_PROMPT]
-    short = np.array([n in SHORT_ANSWERS for n in names])[items[:, 0]]
+    is_long = lengths > LONG_PROMPT
+    longest = np.array([LONGEST.get(n, USUAL_LONGEST) for n in names])[items[:, 0]]
+    counts = np.zeros((len(names), 2), dtype=np.int64)
+    np.add.at(counts, (items[:, 0], is_long.astype(np.int64)), 1)
+    small = counts[items[:, 0], is_long.astype(np.int64)] < 4 * np.where(is_long, sizes[1], sizes[0])
+    keys = np.where(small, longest + 1000, items[:, 0]) * 2 + is_long
     groups = []
-    for is_short in (True, False):
-        for is_long_prompt in (False, True):
-            mask = (short == is_short) & ((lengths > LONG_PROMPT) == is_long_prompt)
-            group, size = items[mask], sizes[int(is_long_prompt)]
-            group = group[rng.permutation(len(group))]
-            # Sort by length inside runs of 16 batches: little padding, and every run is a fair sample.
-            for start in range(0, len(group), 16 * size):
-                run = group[start:start + 16 * size]
-                run = run[np.argsort(prompts["lengths"][run[:, 1]], kind="stable")]
-                groups += [(is_long_prompt, 96 if is_short else 208, run[i:i + size]) for i in range(0, len(run), size)]
+    for key in np.unique(keys):
+        group, size = items[keys == key], sizes[int(key % 2)]
+        most = int(longest[keys == key].max())
+        group = group[rng.permutation(len(group))]
+        # Sort by length inside runs of 8 batches: little padding, and every run is a fair sample.
+        for start in range(0, len(group), 8 * size):
+            run = group[start:start + 8 * size]
+            run = run[np.argsort(prompts["lengths"][run[:, 1]], kind="stable")]
+            groups += [(bool(key % 2), most, run[i:i + size]) for i in range(0, len(run), size)]
     order = rng.permutation(len(groups))
     return [groups[i] for i in order]
 
@@ -68,7 +86,7 @@ def looping(rows):
     """rows [n, T] of tokens -> for each, whether under 60% of its 6-grams are distinct (finished rows are padded
     with 0, which does not count)."""
     grams = rows.unfold(1, 6, 1)
-    used = (grams != 0).all(-1)
+    used = ((grams != 0) & (grams != UNFINISHED)).all(-1)
     primes = torch.tensor([1, 8209, 67_387_681, 4_294_967_311, 1_000_003, 7_368_787], device=rows.device)
     keys = torch.where(used, (grams * primes).sum(-1), -1).sort(dim=1).values
     fresh = torch.ones_like(keys, dtype=torch.bool)
@@ -87,6 +105,8 @@ class Sink:
         eot = np.array([self.config.eot_id], dtype=np.uint16)
         loops = looping(outputs.to(device)).cpu().numpy()
         for ids, row, loop in zip(prompts, outputs.numpy().astype(np.uint16), loops):
+            cut = np.flatnonzero(row == UNFINISHED)
+            row = row[:cut[0]] if len(cut) else row
             ends = np.flatnonzero((row == self.config.im_end_id) | (row == self.config.eot_id))
             self.seen += 1
             self.looped += int(loop)
@@ -130,6 +150,7 @@ def main():
     parser.add_argument("--checkpoint", default="joint.pt")
     parser.add_argument("--name", default="generated")
     parser.add_argument("--clean", action="store_true")
+    parser.add_argument("--answers", type=int, default=900_000, help="answers to plan, on all processes together")
     parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
     started = time.time()
@@ -151,15 +172,14 @@ def main():
     data = np.load(args.data / "prompts.npz")
     names = [str(n) for n in data["names"]] + ["magpie"]
     stored = {k: data[k] for k in ("tokens", "lengths", "source")}
-    items = work_list(stored, names[:-1], rng, 0.7 if args.clean else 1.0)
-    items = items[rng.permutation(len(items))][rank::world]
     prompts = {"tokens": np.concatenate([stored["tokens"]] + written),
                "lengths": np.concatenate([stored["lengths"], [len(w) for w in written]]).astype(np.int64),
                "source": np.concatenate([stored["source"], np.full(len(written), len(names) - 1)])}
+    items = work_list(stored, names[:-1], rng, 0.7 if args.clean else 1.0, args.answers)
+    items = items[rng.permutation(len(items))][rank::world]
     mine = np.arange(len(stored["lengths"]), len(prompts["lengths"]))
-    hot = mine[own.random(len(mine)) < (0.0 if args.clean else 0.3)]
-    rows = [np.stack([np.full(len(m), len(names) - 1), m, np.full(len(m), t)], 1) for m, t in ((mine, 0), (hot, 10))]
-    items = np.concatenate([items] + rows)
+    heat = np.where(own.random(len(mine)) < (0.0 if args.clean else 0.3), 10, 0)
+    items = np.concatenate([items, np.stack([np.full(len(mine), len(names) - 1), mine, heat], 1)])
     starts = np.concatenate(([0], np.cumsum(prompts["lengths"])[:-1]))
 
     long_decoder = Decoder(target, args.long_rows, MAX_PROMPT + 32 + 224)

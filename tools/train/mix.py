@@ -7,15 +7,24 @@ import numpy as np
 
 # Share of tokens per source while the learning rate is flat, and while it decays. Templated sources stay small.
 MAIN = {"openstax": 14, "books": 27, "cpp-docs": 10, "powershell-docs": 4, "rust-book": 0.6, "exercism-docs": 0.25,
-        "factbook": 1.2, "tldr-pages": 1, "task_text": 14, "task_books": 9, "task_python": 4, "task_german": 0.7,
+        "factbook": 1.2, "tldr-pages": 1, "task_text": 14, "task_books": 9, "drill_python": 3, "drill_header": 1, "drill_german": 0.7,
         "gsm8k_train": 3.5, "math_4500": 2, "mbpp_train": 0.15, "openstax_qa": 1.5, "topical_chat": 3,
         "taskmaster": 0.5, "wordnet": 2, "math_synth": 2, "tldr": 0.8, "factbook_qa": 0.4, "chatterbot": 0.06,
         "self_instruct_seed": 0.1}
 DECAY = {"openstax": 9, "books": 10, "cpp-docs": 6, "powershell-docs": 2, "rust-book": 0.5, "exercism-docs": 0.25,
-         "factbook": 0.6, "tldr-pages": 0.6, "task_text": 19, "task_books": 9, "task_python": 5, "task_german": 1,
+         "factbook": 0.6, "tldr-pages": 0.6, "task_text": 19, "task_books": 9, "drill_python": 4, "drill_header": 1, "drill_german": 1,
          "gsm8k_train": 12, "math_4500": 4, "mbpp_train": 0.3, "openstax_qa": 4, "topical_chat": 5,
          "taskmaster": 0.8, "wordnet": 2, "math_synth": 1.5, "tldr": 1, "factbook_qa": 0.8, "chatterbot": 0.1,
          "self_instruct_seed": 0.2}
+
+# From there on: most of the loss on answers, half of them exercises with nothing to recite.
+TEACH = {"openstax": 5, "books": 6, "cpp-docs": 4, "powershell-docs": 1, "rust-book": 0.3, "factbook": 0.4,
+         "task_text": 10, "task_books": 5, "gsm8k_train": 5, "gsm8k_renumbered": 14, "math_4500": 3, "mbpp_train": 0.4,
+         "task_python": 0.3, "openstax_qa": 3, "topical_chat": 4, "taskmaster": 0.8, "wordnet": 1.5, "math_synth": 1.5,
+         "tldr": 0.8, "factbook_qa": 0.8, "chatterbot": 0.2, "self_instruct_seed": 0.2, "drill_header": 12,
+         "drill_python": 2, "drill_open": 11, "drill_extraction": 2, "drill_program": 2.5, "drill_german": 2.5,
+         "drill_unknown": 1, "drill_quote": 9, "drill_lead": 9, "drill_summary": 3}
+MIXES = {"main": MAIN, "decay": DECAY, "teach": TEACH}
 
 
 class Source:

@@ -34,6 +34,7 @@ class Config:
     im_start_id: int = 1
     im_end_id: int = 2
     mask_id: int = 3
+    assistant_id: int = 471  # first token of "assistant", after <|im_start|> the mark of an answer
 
 
 def fp8_quantize(weight):
@@ -236,6 +237,16 @@ def document_ids(tokens, eot_id):
     """tokens [B, L] -> index of the packed document each token belongs to (its end mark included)."""
     ends = (tokens == eot_id).int()
     return ends.cumsum(-1) - ends
+
+
+def prompt_tokens(tokens, config):
+    """tokens [B, L] -> bool: inside a turn that is not the assistant's (its marks included). Plain text has no turns."""
+    index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    is_mark = (tokens == config.im_start_id) | (tokens == config.eot_id)
+    last = torch.where(is_mark, index, 0).cummax(dim=1).values
+    role = tokens.gather(1, (last + 1).clamp_max(tokens.shape[1] - 1))
+    turn = tokens.gather(1, last) == config.im_start_id
+    return turn & ((role != config.assistant_id) | (index < last + 4))
 
 
 def causal_mask_mod(doc):

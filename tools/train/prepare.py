@@ -6,6 +6,7 @@ Writes DATA/train.npz and DATA/val.npz ({source}.tokens uint16, {source}.lengths
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -15,23 +16,21 @@ import time
 
 import numpy as np
 
-import fresh_prompts
+import drills
 import tasks
 from corpus import is_held_out, open_text, record_hash, render_chat
 
 EOT = "<|endoftext|>"
 LINES_PER_JOB = 1000
-SYNTHETIC_JOBS = 60
-SYNTHETIC_PER_JOB = 1500
-FRESH_JOBS = 200
-FRESH_PER_JOB = 1000
+DRILL_JOBS = 500
+FRESH_JOBS = 700
+PER_JOB = 1000
 
 # Share of a source's records that are used at all.
 KEEP = {"math_synth": 0.3, "tldr": 0.8}
 # New prompts made from one record by changing its numbers and names.
-VARIANTS = {"gsm8k_train": 26, "math_4500": 10, "mbpp_train": 6, "self_instruct_seed": 6}
-SHORT_ANSWERS = {"math_synth", "wordnet", "tldr", "topical_chat", "taskmaster", "chatterbot", "factbook_qa",
-                 "openstax_qa", "task_german", "magpie"}
+VARIANTS = {"gsm8k_train": 6, "math_4500": 6, "mbpp_train": 6, "self_instruct_seed": 12}
+RENUMBERED = 16  # word problems with other numbers, worked out anew, from each one that allows it
 
 
 def with_system(rng, messages):
@@ -78,8 +77,13 @@ class Builder:
             self.chat(source, record, messages, held_out, rng)
             if not held_out:
                 self.variants(source, messages, rng)
-                for _ in range(3 if source == "gsm8k_train" else 0):
-                    self.document(source, render_chat(tasks.rename(rng, messages)), False)
+                if source == "gsm8k_train":
+                    for _ in range(3):
+                        self.document(source, render_chat(tasks.rename(rng, messages)), False)
+                    for _ in range(RENUMBERED):
+                        changed = tasks.renumber(rng, messages[:2]) or tasks.renumber(rng, messages[:2])
+                        if changed:
+                            self.document("gsm8k_renumbered", render_chat(with_system(rng, changed)), False)
             header = tasks.mbpp_header_task(messages) if source == "mbpp_train" else None
             if header:
                 self.chat("task_python", record, header, held_out, rng)
@@ -107,36 +111,30 @@ class Builder:
         return packed, prompts
 
 
-_tokenizer, _corpus, _material = None, None, None
+_tokenizer, _material = None, None
 
 
-def start_worker(path, corpus):
-    global _tokenizer, _corpus
+def start_worker(path):
+    global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
 
-    _tokenizer, _corpus = Tokenizer.from_file(path), corpus
-
-
-def add_fresh_prompts(builder, seed):
-    global _material
-    if _material is None:
-        _material = fresh_prompts.Material(_corpus)
-    rng = random.Random(seed)
-    for _ in range(FRESH_PER_JOB):
-        messages = with_system(rng, [tasks.user(_material.draw(rng))])
-        builder.prompt("fresh", render_chat(messages, generation_prompt=True))
+    _tokenizer = Tokenizer.from_file(path)
 
 
 def run_job(job):
-    """A job is a list of record lines, the seed of some synthetic exercises, or ("fresh", seed)."""
+    """A job is a list of record lines, or ("drill" or "fresh", seed): exercises, or prompts of the same kinds."""
     builder = Builder()
     if isinstance(job, tuple):
-        add_fresh_prompts(builder, job[1])
-    elif isinstance(job, int):
-        rng = random.Random(1000 + job)
-        for idx, messages in enumerate(tasks.synthetic_exercises(SYNTHETIC_PER_JOB, job)):
-            builder.chat("task_python" if idx % 3 else "task_german", None, messages, idx == 0, rng)
+        purpose, seed = job
+        rng = random.Random(f"{purpose} {seed}")
+        for idx in range(PER_JOB):
+            if purpose == "drill":
+                kind, messages = drills.exercise(_material, rng)
+                builder.document(f"drill_{kind}", render_chat(with_system(rng, messages)), idx == 0)
+            else:
+                kind, content = drills.prompt(_material, rng)
+                builder.prompt(f"fresh_{kind}", render_chat(with_system(rng, [tasks.user(content)]), True))
     else:
         for line in job:
             builder.record(json.loads(line))
@@ -144,8 +142,8 @@ def run_job(job):
 
 
 def jobs(corpus, limit):
-    yield from range(SYNTHETIC_JOBS if not limit else 1)
-    yield from (("fresh", 5000 + idx) for idx in range(FRESH_JOBS if not limit else 1))
+    yield from (("drill", idx) for idx in range(DRILL_JOBS if not limit else 2))
+    yield from (("fresh", idx) for idx in range(FRESH_JOBS if not limit else 2))
     for name in ("core_text", "books", "chat"):
         path = next(p for p in (corpus / f"{name}.jsonl.zst", corpus / f"{name}.jsonl") if p.exists())
         lines, size, seen = [], 0, 0
@@ -174,7 +172,10 @@ def main():
     start = time.time()
 
     splits, prompts = {"train": {}, "val": {}}, []
-    with multiprocessing.Pool(args.workers, start_worker, (args.tokenizer, args.corpus)) as pool:
+    global _material
+    _material = drills.Material(args.corpus)  # before the workers fork: they share it
+    gc.freeze()
+    with multiprocessing.get_context("fork").Pool(args.workers, start_worker, (args.tokenizer,)) as pool:
         for packed, some_prompts in pool.imap(run_job, jobs(args.corpus, args.limit)):
             for (split, source), pair in packed.items():
                 splits[split].setdefault(source, []).append(pair)

@@ -1,4 +1,4 @@
-"""Small synthetic exercises written for this project: simple Python functions, and a toy German-English grammar.
+"""Small exercises written for this project: simple Python functions, and German read with a pocket dictionary.
 
 They teach a small model two answer formats its corpus hardly shows. They are not meant to teach the skills.
 """
@@ -26,7 +26,6 @@ LIST_FUNCTIONS = [
     ("spread_of", "{a}: List[int]", "int", "Subtract the least of the {a} from the greatest.", "return max({a}) - min({a})", "spread"),
     ("in_rising_order", "{a}: List[int]", "bool", "Tell whether each of the {a} is at least as great as the one before.", "for i in range(1, len({a})):\n    if {a}[i] < {a}[i - 1]:\n        return False\nreturn True", "sorted"),
     ("take_first", "{a}: List[int], {k}: int", "List[int]", "Give the first {k} of the {a}.", "return {a}[:{k}]", "head"),
-    ("pairs_with_sum", "{a}: List[int], {k}: int", "int", "Count the pairs of {a} that add up to {k}.", "count = 0\nfor i in range(len({a})):\n    for j in range(i + 1, len({a})):\n        if {a}[i] + {a}[j] == {k}:\n            count += 1\nreturn count", "pairs"),
     ("every_second", "{a}: List[int]", "List[int]", "Give every second one of the {a}, the first included.", "return {a}[::2]", "second"),
     ("position_of", "{a}: List[int], {k}: int", "int", "Find the index of {k} among the {a}, or -1.", "for i, x in enumerate({a}):\n    if x == {k}:\n        return i\nreturn -1", "index"),
     ("tally", "{a}: List[int]", "Dict[int, int]", "Count how often each value occurs in the {a}.", "counts = {{}}\nfor x in {a}:\n    counts[x] = counts.get(x, 0) + 1\nreturn counts", "tally"),
@@ -45,7 +44,6 @@ TEXT_FUNCTIONS = [
 ]
 NUMBER_FUNCTIONS = [
     ("factorial_of", "{k}: int", "int", "Multiply all whole numbers from 1 to {k}.", "result = 1\nfor i in range(1, {k} + 1):\n    result *= i\nreturn result", "factorial"),
-    ("has_no_divisor", "{k}: int", "bool", "Tell whether {k} is a prime.", "if {k} < 2:\n    return False\nfor i in range(2, int({k} ** 0.5) + 1):\n    if {k} % i == 0:\n        return False\nreturn True", "prime"),
     ("digit_total", "{k}: int", "int", "Add up the digits of {k}.", "total = 0\nwhile {k} > 0:\n    total += {k} % 10\n    {k} //= 10\nreturn total", "digits"),
     ("divisors_of", "{k}: int", "List[int]", "List all divisors of {k}, from small to great.", "return [i for i in range(1, {k} + 1) if {k} % i == 0]", "divisors"),
     ("fib_at", "{k}: int", "int", "Work out the Fibonacci number with index {k}.", "a, b = 0, 1\nfor _ in range({k}):\n    a, b = b, a + b\nreturn a", "fib"),
@@ -96,35 +94,117 @@ def python_exercise(rng):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
 
-SUBJECTS = [("Die Regierung", "The government"), ("Der Präsident", "The president"), ("Die Polizei", "The police"),
-            ("Der Minister", "The minister"), ("Das Unternehmen", "The company"), ("Die Stadt", "The city"),
-            ("Ein Sprecher", "A spokesman"), ("Die Mannschaft", "The team"), ("Der Lehrer", "The teacher"),
-            ("Die Frau", "The woman"), ("Der Mann", "The man"), ("Das Kind", "The child"), ("Die Bank", "The bank"),
-            ("Der Vater", "The father"), ("Die Kommission", "The commission"), ("Das Gericht", "The court"),
-            ("Die Universität", "The university"), ("Der Verein", "The club"), ("Die Zeitung", "The newspaper")]
-VERBS = [("sieht", "sees"), ("kauft", "buys"), ("braucht", "needs"), ("findet", "finds"), ("plant", "plans"),
-         ("verliert", "loses"), ("gewinnt", "wins"), ("kennt", "knows"), ("sucht", "is looking for"),
-         ("unterstützt", "supports"), ("fordert", "demands"), ("erwartet", "expects"), ("prüft", "checks"),
-         ("beginnt", "begins"), ("verlässt", "leaves"), ("liest", "reads"), ("öffnet", "opens")]
-OBJECTS = [("ein neues Haus", "a new house"), ("das alte Buch", "the old book"), ("mehr Geld", "more money"),
-           ("die erste Reform", "the first reform"), ("eine bessere Lösung", "a better solution"),
-           ("das Spiel", "the game"), ("die Ergebnisse", "the results"), ("ein großes Problem", "a big problem"),
-           ("die Arbeit", "the work"), ("das kleine Dorf", "the small village"), ("den Vertrag", "the contract"),
-           ("die Wahl", "the election"), ("den neuen Bericht", "the new report"), ("die Krise", "the crisis"),
-           ("den Markt", "the market"), ("neue Maßnahmen", "new measures"), ("die Menschen", "the people")]
-TIMES = [("", ""), (" heute", " today"), (" jetzt", " now"), (" in diesem Jahr", " this year"),
-         (" am Montag", " on Monday"), (" nach dem Krieg", " after the war"), (" in Berlin", " in Berlin"),
-         (" mit großer Freude", " with great joy"), (" seit zwei Jahren", " for two years"),
-         (" in der Schule", " at school"), (" ohne Hilfe", " without help"), (" wieder", " again")]
-ENDS = [("", ""), (", aber niemand hört zu", ", but nobody listens"), (" und die Kosten steigen", " and the costs rise"),
-        (", weil es wichtig ist", ", because it is important"), (" und das ist gut", " and that is good"),
-        (", sagte ein Sprecher", ", a spokesman said"), (" und die Zahl wächst", " and the number grows")]
+VALUES = {"int": lambda rng: rng.randint(0, 20), "float": lambda rng: round(rng.uniform(0, 9), 1)}
 
 
-def german_exercise(rng):
-    parts = [rng.choice(SUBJECTS), rng.choice(VERBS), rng.choice(OBJECTS), rng.choice(TIMES), rng.choice(ENDS)]
-    german = f"{parts[0][0]} {parts[1][0]} {parts[2][0]}{parts[3][0]}{parts[4][0]}."
-    english = f"{parts[0][1]} {parts[1][1]} {parts[2][1]}{parts[3][1]}{parts[4][1]}."
-    lead = rng.choice(["Translate German to English: ", "Translate German to English: ",
-                       "Translate the sentence into English.\n\n", "What does this mean in English? "])
-    return [{"role": "user", "content": lead + german}, {"role": "assistant", "content": english}]
+def header_exercise(rng, tasks_known):
+    """-> messages: a function header with names, task and examples of any kind, to be restated and completed.
+
+    The docstring says more than the body does: copying it word for word is what this teaches."""
+    name, args, result, doc, body, _ = rng.choice(FUNCTIONS)
+    words = re.findall(r"[a-z]{3,}", rng.choice(tasks_known).lower()) or ["value"]
+    fields = {"a": rng.choice(NOUNS + words + ["l", "x", "numbers", "array"]), "k": rng.choice(LIMITS + ["x", "num", "m"]),
+              "t": rng.choice(TEXT_NAMES + words + ["s1", "txt"])}
+    if len(set(fields.values()) | {"ch", "i", "j", "word", "best", "total", "count", "result", "seen"}) < 12:
+        fields = {"a": "lst", "k": "num", "t": "text"}
+    name, args, doc, body = (part.format(**fields) for part in (name, args, doc, body))
+    if rng.random() < 0.7:
+        name = "_".join(rng.sample(words, min(len(words), rng.randint(1, 3))))
+    typed = rng.random() < 0.55
+    signature = f"def {name}({args}) -> {result}:" if typed else f"def {name}({re.sub(r': [A-Za-z]+(.[A-Za-z, ]+.)?(?=,|$)', '', args)}):"
+    lines = [rng.choice(tasks_known) for _ in range(rng.choice([0, 1, 1, 2, 3]))]
+    lines = [line[:1].upper() + line[1:].rstrip(".") + "." for line in lines]
+    lines.insert(rng.randint(0, len(lines)), doc)
+    style = rng.randrange(4)
+    examples = []
+    for _ in range(rng.randint(1, 3)):
+        inputs = []
+        if "List[int]" in args:
+            kind = VALUES[rng.choice(["int", "int", "int", "float"])]
+            inputs.append(str([kind(rng) for _ in range(rng.randint(0, 6))]))
+        if fields["t"] + ": str" in args:
+            inputs.append(repr(" ".join(rng.sample(WORDS, rng.randint(1, 3)))))
+        if fields["k"] + ": int" in args:
+            inputs.append(str(rng.choice([rng.randint(0, 9), rng.randint(10, 2000)])))
+        call = f"{name}({', '.join(inputs)})"
+        out = {"int": str(rng.randint(0, 30)), "bool": rng.choice(["True", "False"]), "float": f"{rng.uniform(0, 9):.1f}",
+               "str": repr(rng.choice(WORDS))}.get(result, str([rng.randint(0, 9) for _ in range(rng.randint(0, 5))]))
+        examples.append([f"    >>> {call}\n    {out}", f"    {call} => {out}", f"    {call} == {out}",
+                         f"    {call} ➞ {out}"][style])
+    quote = rng.choice(['""" ', '"""', '"""', '"""\n    ', "'''"])
+    lead = rng.choice(["", "", "    For example:\n", "    Examples:\n", "    Example:\n", "\n"])
+    imports = "from typing import List, Dict\n\n\n" if typed and "[" in signature else rng.choice(["", "", "\n"])
+    joint = rng.choice([" ", "\n    "])
+    header = (f"{imports}{signature}\n    {quote}{joint.join(lines)}\n{lead}" + "\n".join(examples)
+              + f"\n    {quote.strip()}\n")
+    code = header.lstrip("\n") + "\n".join("    " + line for line in body.split("\n"))
+    ask = rng.choice(["", "", "", "", "Complete the following Python function.\n\n", "Complete this function:\n"]) + header
+    return [{"role": "user", "content": ask}, {"role": "assistant", "content": f"```python\n{code}\n```"}]
+
+
+# Word for word, as a child with a pocket dictionary would: what is not in it stays as it is.
+DICTIONARY = dict(pair.split("=") for pair in """der=the die=the das=the den=the dem=the des=of_the ein=a eine=a einen=a
+einem=a einer=a eines=of_a und=and oder=or aber=but nicht=not kein=no keine=no auch=also noch=still nur=only schon=already
+sehr=very mehr=more viel=much viele=many alle=all andere=other ist=is sind=are war=was waren=were wird=will werden=become
+wurde=was wurden=were hat=has haben=have hatte=had hatten=had kann=can können=can muss=must müssen=must soll=should
+sollen=should will=wants wollen=want darf=may es=it er=he sie=she wir=we ich=I ihr=her sein=his seine=his ihre=their
+unser=our uns=us sich=itself man=one wer=who was=what wo=where wie=how wenn=if als=when dass=that weil=because ob=whether
+damit=so_that da=there hier=here dort=there jetzt=now heute=today gestern=yesterday morgen=tomorrow immer=always nie=never
+oft=often wieder=again seit=since in=in im=in_the an=at am=at_the auf=on aus=from bei=at beim=at_the mit=with nach=after
+von=from vom=from_the vor=before zu=to zum=to_the zur=to_the für=for über=over unter=under um=around durch=through
+gegen=against ohne=without zwischen=between während=during bis=until Jahr=year Jahre=years Jahren=years Tag=day Tage=days
+Woche=week Monat=month Stunde=hour Zeit=time Mann=man Frau=woman Kind=child Kinder=children Menschen=people Leute=people
+Stadt=city Land=country Welt=world Haus=house Häuser=houses Wasser=water Straße=street Weg=way Arbeit=work Geld=money
+Regierung=government Präsident=president Minister=minister Polizei=police Unternehmen=company Bank=bank Markt=market
+Krise=crisis Wahl=election Wahlen=elections Gesetz=law Recht=right Gericht=court Krieg=war Frieden=peace Schule=school
+Universität=university Lehrer=teacher Arzt=doctor Krankenhaus=hospital Buch=book Zeitung=newspaper Film=film Musik=music
+Spiel=game Spieler=player Mannschaft=team Verein=club Sieg=victory Ende=end Anfang=beginning Teil=part Seite=side
+Problem=problem Frage=question Antwort=answer Grund=reason Beispiel=example Ergebnis=result Zahl=number Prozent=percent
+Millionen=million Euro=euros Dollar=dollars Deutschland=Germany Deutschen=Germans Europa=Europe USA=USA Berlin=Berlin
+neue=new neuen=new neuer=new neues=new alte=old alten=old große=big großen=big großer=big kleine=small kleinen=small
+gute=good guten=good gut=good lange=long langen=long erste=first ersten=first zweite=second letzten=last nächsten=next
+sagte=said sagt=says sagten=said kommt=comes kam=came geht=goes ging=went macht=makes machen=make gibt=gives geben=give
+gab=gave steht=stands stehen=stand liegt=lies sieht=sees sehen=see findet=finds bleibt=remains zeigt=shows weiß=knows
+glaubt=believes braucht=needs arbeitet=works lebt=lives leben=live spielt=plays schreibt=writes beginnt=begins
+verloren=lost gewonnen=won gemacht=made gesehen=seen getan=done zwei=two drei=three vier=four fünf=five zehn=ten
+Montag=Monday Dienstag=Tuesday Mittwoch=Wednesday Donnerstag=Thursday Freitag=Friday Samstag=Saturday Sonntag=Sunday
+Januar=January März=March Mai=May Juni=June Juli=July Oktober=October Dezember=December Herr=Mr Sprecher=spokesman
+Weise=way Art=kind Leben=life Familie=family Vater=father Mutter=mother Sohn=son Tochter=daughter Freund=friend
+Auto=car Zug=train Flugzeug=plane Flughafen=airport Hotel=hotel Zimmer=room Tür=door Nacht=night Licht=light Luft=air
+Fall=case Punkt=point Million=million Entscheidung=decision Möglichkeit=possibility Sicherheit=security Zukunft=future
+Wirtschaft=economy Gesellschaft=society Gespräch=talk Grenze=border Bürger=citizens Partei=party Bericht=report
+einfach=simple möglich=possible wichtig=important klar=clear richtig=right schwer=hard bereits=already etwa=about
+jedoch=however dann=then also=so doch=but mal=times ja=yes nein=no bitte=please danke=thanks""".split())
+SYLLABLES = """ber gen tal stein haus wald feld mann brück hof kamp schul fahr werk zeug bau heim rat ster lin kar mar tor
+hal win ost nord süd wach bund land markt rech spiel kraft""".split()
+
+
+def german_word(rng):
+    word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4)))
+    return word.capitalize() if rng.random() < 0.6 else word + rng.choice(["en", "t", "te", "lich", "er"])
+
+
+def gloss(text):
+    """German text, words separated by blanks -> the known ones in English, the rest as they are."""
+    out = []
+    for word in text.split(" "):
+        core = word.strip(".,;:!?\"()")
+        known = DICTIONARY.get(core) or DICTIONARY.get(core[:1].lower() + core[1:])
+        out.append(word.replace(core, known.replace("_", " ")) if known and core else word)
+    text = " ".join(out)
+    return text[:1].upper() + text[1:]
+
+
+def gloss_exercise(rng, english_words):
+    known = list(DICTIONARY)
+    words = [rng.choice(known) if rng.random() < 0.68 else german_word(rng) if rng.random() < 0.75
+             else rng.choice([str(rng.randint(1, 2020)), rng.choice(english_words).capitalize()])
+             for _ in range(rng.randint(4, 22))]
+    if rng.random() < 0.5:
+        words[rng.randrange(len(words))] += ","
+    if rng.random() < 0.3:
+        words[rng.randrange(len(words))] += " ,"
+    text = " ".join(words)
+    text = text[:1].upper() + text[1:] + rng.choice([" .", ".", ".", "", " ?"])
+    lead = rng.choice(["Translate German to English: "] * 3 + ["Translate into English: ", "What does this mean in English?\n"])
+    return [{"role": "user", "content": lead + text}, {"role": "assistant", "content": gloss(text)}]

@@ -7,7 +7,6 @@ import random
 import re
 
 from corpus import record_hash
-from synthetic import german_exercise, python_exercise
 
 STOP_WORDS = frozenset("the a an of and to in is are was were that this it for on as with by at from or be".split())
 SYSTEM_PROMPTS = ["You are a helpful assistant.", "You are a helpful assistant. Answer briefly.",
@@ -229,7 +228,83 @@ def mbpp_header_task(messages):
     return [user(source[:head.end()] + "\n" + doc), assistant(f"```python\n{whole}\n```")]
 
 
-def synthetic_exercises(count, seed):
-    rng = random.Random(seed)
-    for idx in range(count):
-        yield python_exercise(rng) if idx % 3 else german_exercise(rng)
+EQUATION = re.compile(r"([^=\n]*?)= *(\$?)(\d+)(?![\d,/]|\.\d)")
+EXPRESSION = re.compile(r"\(*\d+\)*(?: *[-+*/] *\(*\d+\)*)+$")
+
+
+def arithmetic(left):
+    """The expression that ends `left`, words and units taken out, or None."""
+    text = re.sub(r"/ ?[A-Za-z]+", "", left.replace("×", "*"))
+    text = re.sub(r"(?<=\d) ?x ?(?=[\d$(])", "*", text)
+    text = re.sub(r"[A-Za-z$’'\u2019]+", "", text)
+    match = EXPRESSION.search(re.sub(r" +", " ", text).strip())
+    if not match or re.search(r"(?<!\d)0\d", match.group(0)):
+        return None
+    try:
+        return eval(match.group(0))  # digits, brackets and four signs: the pattern holds nothing else
+    except (SyntaxError, ZeroDivisionError):
+        return None
+
+
+def renumber(rng, messages):
+    """A word problem with other numbers and names, its solution worked out anew, or None if that cannot be done.
+
+    Numbers of the question are replaced in both texts; every equation of the solution is computed again, and its
+    result replaces the old one from there on. An equation that does not hold before the change is not understood."""
+    question, solution = (m["content"] for m in messages)
+    if re.search(r"\d[.,]\d|\d/\d|%", question) or re.search(r"\d[.,]\d|%", solution):
+        return None
+    mapping = {}
+    for number in dict.fromkeys(re.findall(r"\d+", question)):
+        value = int(number)
+        mapping[number] = str(value if value < 2 else rng.randint(max(2, value // 2), max(4, value * 2)))
+    swap = lambda text: re.sub(r"\d+", lambda m: mapping.get(m.group(0), m.group(0)), text)
+    lines = []
+    for line in solution.split("\n"):
+        out, at = "", 0
+        matches = list(EQUATION.finditer(line))
+        if len(matches) != line.count("="):
+            return None
+        for match in matches:
+            old = arithmetic(match.group(1))
+            left = swap(match.group(1))
+            value = arithmetic(left)
+            if old is None or value is None or old != int(match.group(3)):
+                return None
+            if value != int(value) or not 0 < value < 1_000_000:
+                return None
+            out += left + match.group(0)[len(match.group(1)):-len(match.group(3))] + str(int(value))
+            mapping[match.group(3)] = str(int(value))
+            at = match.end()
+        lines.append(out + swap(line[at:]))
+    return rename(rng, [user(swap(question)), assistant("\n".join(lines))])
+
+
+WH = ["who", "what", "when", "where", "which", "how", "why"]
+
+
+def quote_task(rng, passage):
+    """A question in keywords about a passage, answered by the sentence that holds them."""
+    lines = sentences(passage)
+    if len(lines) < 3:
+        return None
+    line = rng.choice(lines)
+    words = [w for w in re.findall(r"[A-Za-z0-9]{4,}", line) if w.lower() not in STOP_WORDS]
+    if len(words) < 4:
+        return None
+    start = rng.randrange(len(words) - 2)
+    keys = " ".join(words[start:start + rng.randint(2, 5)])
+    question = rng.choice([f"{rng.choice(WH)} {rng.choice(['is', 'was', 'did', 'are'])} {keys}?", f"{rng.choice(WH)} {keys}",
+                           f"What does the text say about {keys}?", f"Describe {keys}."])
+    question = question[:1].upper() + question[1:] if rng.random() < 0.8 else question.lower()
+    content = f"{passage}\n{question}" if rng.random() < 0.7 else f"{question}\n\n{passage}"
+    return [user(content), assistant(line)]
+
+
+def lead_task(rng, passage):
+    """The first sentences as the summary: the usual baseline for news, and exact copying."""
+    lines = sentences(passage)
+    if len(lines) < 5:
+        return None
+    ask = rng.choice(["Summarize: ", "Summarize: ", "Summarize this text: ", "Please summarize the following article.\n\n", "TL;DR of this:\n\n"])
+    return [user(ask + passage), assistant(" ".join(lines[:rng.choice([2, 3, 3])]))]

@@ -3,9 +3,9 @@
   torchrun --nproc-per-node N train_drafter.py --folder DIR --seconds 540
 
 As in the paper: random anchors, a block of the anchor and 15 masks, context keys strictly before the anchor, weights
-exp(-(k-1)/gamma), the target's embedding and head frozen and reused. Two additions: the label is mixed with the
-target's own distribution at the same position (its forward pass runs anyway), and the weights are rounded to FP8
-on every use, so the exported drafter is the trained one.
+exp(-(k-1)/gamma), the target's embedding and head frozen and reused. Three additions: the label is mixed with the
+target's own distribution at the same position (its forward pass runs anyway), the places are weighted by the chance to get to
+them too (--reach), and the weights are rounded to FP8 on every use, so the exported drafter is the trained one.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import runtime
 from checkpoint import read_pair
 from generate import GENERATED_BIT
-from model import (Drafter, IGNORE, block_labels, build_mask, causal_mask_mod, document_ids, draft_mask_mod,
+from model import (Drafter, IGNORE, Linear, block_labels, build_mask, causal_mask_mod, document_ids, draft_mask_mod,
                    head_logits, position_weights, settle)
 from optim import Clock, Optimizer, trapezoid
 
@@ -90,7 +90,7 @@ def teach(target, tokens, causal):
         return target(tokens, causal)
 
 
-def draft_loss(drafter, target, hidden, taps, tokens, anchors, labels, positions, draft_mask, weights, soft):
+def draft_loss(drafter, target, hidden, taps, tokens, anchors, labels, positions, draft_mask, weights, soft, reach):
     """-> loss, accepted drafts per block (a greedy run of hits), hits of the first place."""
     rows, num_anchors, steps = labels.shape
     drafted = drafter(target, taps, tokens.gather(1, anchors), anchors, draft_mask)[:, :, 1:]
@@ -105,7 +105,10 @@ def draft_loss(drafter, target, hidden, taps, tokens, anchors, labels, positions
     picked = log_q.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     hard = -picked
     cross = -(teacher * log_q).sum(-1)
-    scale = valid * weights
+    with torch.no_grad():
+        # The chance to get to place k: where a block is easy, its later places count, too.
+        before = torch.where(valid, picked, -30.0).cumsum(-1) - picked
+        scale = valid * ((1 - reach) * weights + reach * before.clamp_max(0.0).exp())
     loss = (((1 - soft) * hard + soft * cross) * scale).sum() / scale.sum().clamp_min(1)
     with torch.no_grad():
         hits = (logits.argmax(-1) == labels) & valid
@@ -124,6 +127,7 @@ def main():
     parser.add_argument("--anchors", type=int, default=256)
     parser.add_argument("--gamma", type=float, default=4.0)
     parser.add_argument("--soft", type=float, default=0.5, help="weight of the target's distribution in the label")
+    parser.add_argument("--reach", type=float, default=0.5, help="share of the weights that is the chance to get to a place")
     parser.add_argument("--muon-lr", type=float, default=0.01)
     parser.add_argument("--adam-lr", type=float, default=0.002)
     parser.add_argument("--decay", type=float, default=0.6)
@@ -141,7 +145,8 @@ def main():
     if args.pair:
         config, target, drafter = read_pair(*args.pair, device)
         for part in drafter.modules():
-            part.rounded = True
+            if isinstance(part, Linear):
+                part.rounded = True
     else:
         config, target, drafter = runtime.load(args.run / "joint.pt", device)
     if args.from_scratch:
@@ -164,7 +169,8 @@ def main():
         tokens, anchors, labels, positions, causal, draft = prepare_batch(
             rows.next(), config, args.anchors, device, sparse, generator)
         hidden, taps = look(target, tokens, causal)
-        losses = learn(drafter, target, hidden, taps, tokens, anchors, labels, positions, draft, weights, args.soft)
+        losses = learn(drafter, target, hidden, taps, tokens, anchors, labels, positions, draft, weights, args.soft,
+                       args.reach)
         losses[0].backward()
         if clock is None:
             runtime.synchronize(device)

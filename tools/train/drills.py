@@ -1,16 +1,21 @@
-"""Prompts unlike those the target was trained on.
+"""Exercises and prompts recombined from the corpus and from frames, so that there is nothing to recite.
 
-On its own training prompts (even with other numbers) the target recites, and a drafter learns to recite with it.
-These prompts are recombined from the corpus so that there is nothing to recite: halves of different word problems,
-functions with unrelated names, descriptions and examples, instructions about random topics, scrambled German.
+On its own training prompts (even with other numbers) a target recites, and a drafter learns to recite with it: it
+accepts twice as much there as on questions never seen. Exercises (with answers) teach the target; prompts of the same
+kinds, and of some that have no answer, are what it answers for its own data and the drafter's.
 """
 
 import re
 
+import frames
+import synthetic
 import tasks
 from corpus import is_held_out, read_records
 
-SHARES = {"python": 26, "word_problem": 40, "instruction": 14, "question": 6, "german": 4, "summary": 5, "passage": 5}
+# kind: share of the exercises, share of the prompts.
+SHARES = {"header": (16, 18), "python": (4, 3), "open": (22, 20), "extraction": (5, 3), "program": (5, 4),
+          "german": (7, 7), "unknown": (6, 6), "quote": (15, 9), "lead": (12, 8), "summary": (6, 3),
+          "word_problem": (0, 26), "instruction": (0, 8), "odd_header": (0, 5), "odd_passage": (0, 4)}
 
 INSTRUCTIONS = """Compose a short poem about {x}.|Write a persuasive letter about {x} to a friend.|Draft an email that
 explains {x} to your manager.|Write a story that begins with {x}.|Describe a day in the life of {x}.|Imagine you are
@@ -27,12 +32,6 @@ QUESTIONS = """who played {n} in {x}|when did {x} first come out|where is {x} lo
 who wrote the book {x}|how many {x} are there in {y}|who is the president of {y}|what year did {y} win the {x}|
 who sings the song {x}|when was the first {x} built in {y}|what type of {x} is used for {y}|name the {x} of {y}|
 who won the {x} in 2016|where did the word {x} come from""".replace("\n", "").split("|")
-GERMAN = """die der das ein eine nicht auch nach Jahr Menschen wird haben Deutschland Stadt neue ersten zwischen Leben
-über für wurde können Unternehmen Präsident seit Welt großen mehr unter Regierung gegen Frauen Kinder Polizei müssen
-Wasser Straße Bürger während Gesellschaft mussten Häuser gewinnen erklärte Dienstag Entscheidung Möglichkeit Spieler
-Prozent Millionen Euro Woche Ende Seite Tag Platz Sicherheit Wirtschaft Zukunft Gespräch Flugzeug Grenze schließlich
-plötzlich weiterhin möchte glaubt fährt schreibt zeigt steht kam ging sagte sei werden ihre seine unser kein viele
-alle am im zur beim durch ohne um bis weil dass wenn ob""".split()
 TYPES = ["int", "str", "float", "List[int]", "List[str]", "bool"]
 
 
@@ -51,7 +50,7 @@ def value(rng, kind):
 
 class Material:
     def __init__(self, corpus):
-        self.problems, self.tasks, self.topics, self.people, self.passages = [], [], [], [], []
+        self.problems, self.tasks, self.topics, self.passages, self.sentences = [], [], [], [], []
         for record in read_records(next(p for p in corpus.glob("chat.jsonl*"))):
             if is_held_out(record):
                 continue
@@ -72,8 +71,13 @@ class Material:
             if record["src"] == "openstax" and not is_held_out(record):
                 self.topics += [head.lower() for _, head, _ in tasks.sections(record["text"]) if len(head) < 40]
                 self.passages.append(record["text"])
+        for record in read_records(next(p for p in corpus.glob("books.jsonl*"))):
+            if not is_held_out(record):
+                self.passages.append(record["text"])
+        for text in self.passages[::7]:
+            self.sentences += [s for s in tasks.sentences(text[:3000]) if len(s) < 200][:8]
 
-    def python(self, rng):
+    def odd_header(self, rng):
         words = re.findall(r"[a-z]{3,}", rng.choice(self.tasks).lower()) or ["value"]
         name = "_".join(rng.sample(words, min(len(words), rng.randint(1, 3))))
         args = [(rng.choice(words + list("abcklmnxyz") + ["lst", "arr", "text", "num"]), rng.choice(TYPES))
@@ -113,31 +117,61 @@ class Material:
                                                     n=rng.choice(tasks.NAMES).lower())
         return text[:1].upper() + text[1:] + "?" if rng.random() < 0.7 else text
 
-    def german(self, rng):
-        words = [rng.choice(GERMAN) for _ in range(rng.randint(6, 20))]
-        text = " ".join(words)
-        if rng.random() < 0.6:
-            text = text.replace(" ", " , ", 1) if rng.random() < 0.5 else text
-        return "Translate German to English: " + text[:1].upper() + text[1:] + rng.choice([" .", ".", ""])
-
     def passage_text(self, rng, most):
-        """Paragraphs of two different chapters, one after the other."""
-        parts = []
-        for _ in range(2):
-            paras = tasks.prose(rng.choice(self.passages))
-            if paras:
-                at = rng.randrange(len(paras))
-                parts += paras[at:at + 2]
-        return tasks.clip_words(" ".join(parts), rng.randint(most // 3, most))
+        """Running paragraphs of a chapter, cut to a random number of words."""
+        paras = tasks.prose(rng.choice(self.passages))
+        at = rng.randrange(max(1, len(paras) - 3)) if paras else 0
+        text = " ".join(paras[at:at + 12]) or rng.choice(self.sentences)
+        return re.sub(r"\s+", " ", tasks.clip_words(text, int(40 * (most / 40) ** rng.random())))
 
-    def summary(self, rng):
-        return "Summarize: " + self.passage_text(rng, 260)
-
-    def passage(self, rng):
-        text = self.passage_text(rng, 260)
+    def odd_passage(self, rng):
+        """Halves of two chapters, with a question about neither."""
+        text = self.passage_text(rng, 200) + " " + self.passage_text(rng, 200)
         return f"{text}\n\n{self.question(rng)}" if rng.random() < 0.6 else f"{self.question(rng)}\n{text}"
 
-    def draw(self, rng):
-        """-> one prompt of a random kind."""
-        kind = rng.choices(list(SHARES), SHARES.values())[0]
-        return getattr(self, kind)(rng)
+
+def try_exercise(material, kind, rng):
+    if kind == "header":
+        return synthetic.header_exercise(rng, material.tasks)
+    if kind == "python":
+        return synthetic.python_exercise(rng)
+    if kind == "open":
+        return frames.request(rng, material.topics, material.sentences)
+    if kind == "extraction":
+        return frames.extraction(rng, material.topics)
+    if kind == "program":
+        return frames.program(rng, material.tasks)
+    if kind == "german":
+        return synthetic.gloss_exercise(rng, material.topics)
+    if kind == "unknown":
+        question = material.question(rng)
+        return [tasks.user(question), tasks.assistant(frames.unknown(question))]
+    if kind == "quote":
+        return tasks.quote_task(rng, material.passage_text(rng, 650))
+    if kind == "lead":
+        return tasks.lead_task(rng, material.passage_text(rng, 650))
+    return tasks.summary_task(rng, material.passage_text(rng, 400))
+
+
+def draw_kind(rng, column):
+    return rng.choices(list(SHARES), [shares[column] for shares in SHARES.values()])[0]
+
+
+def exercise(material, rng):
+    """-> kind, messages with an answer."""
+    while True:
+        kind = draw_kind(rng, 0)
+        messages = try_exercise(material, kind, rng)
+        if messages:
+            return kind, messages
+
+
+def prompt(material, rng):
+    """-> kind, one user turn."""
+    while True:
+        kind = draw_kind(rng, 1)
+        if SHARES[kind][0] == 0:
+            return kind, getattr(material, kind)(rng)
+        messages = try_exercise(material, kind, rng)
+        if messages:
+            return kind, messages[0]["content"]
