@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <csignal>
 #include <ctime>
 #include <sstream>
@@ -246,8 +247,14 @@ Result<int> serve(ServeOptions options, const Hub& hub) {
       log_request(log, as_json);
     };
   }
-  if (options.host != "127.0.0.1" && options.host != "localhost" && options.host != "::1" &&
-      !api_config.keys.required()) {
+  const bool local =
+      options.host == "127.0.0.1" || options.host == "localhost" || options.host == "::1";
+  api_config.check_host = local && !api_config.keys.required();
+  for (std::string name : options.allowed_hosts) {
+    for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    api_config.allowed_hosts.push_back(std::move(name));
+  }
+  if (!local && !api_config.keys.required()) {
     log_warning("listening on {} without an API key: everybody who reaches it may use it",
                 options.host);
   }

@@ -296,6 +296,14 @@ std::vector<Setting> server_settings() {
        list(&ServeOptions::cors_origins),
        true},
       {group,
+       {"--allowed-host"},
+       "NAME",
+       "listening on the loopback without keys, requests may call the server by this name as well "
+       "as "
+       "localhost; may be repeated [none]",
+       list(&ServeOptions::allowed_hosts),
+       true},
+      {group,
        {"--max-connections"},
        "N",
        "open connections [4096]",

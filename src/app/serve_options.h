@@ -26,6 +26,7 @@ struct ServeOptions {
   std::vector<std::string> api_keys;
   std::string api_key_file;  // one a line
   std::vector<std::string> cors_origins;
+  std::vector<std::string> allowed_hosts;
   server::HttpLimits http;
   server::ApiLimits api;
   double drain_timeout_s = 30;

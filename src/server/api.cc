@@ -81,6 +81,18 @@ bool Api::is_foreign(const HttpRequest& request) const {
   return host != request.header("host");
 }
 
+bool Api::host_allowed(const HttpRequest& request) const {
+  std::string host(request.header("host"));
+  if (!config_.check_host || host.empty()) return true;  // every browser sends one
+  if (host.front() == '[') return true;                  // an IPv6 address
+  host.resize(std::min(host.find(':'), host.size()));
+  for (char& c : host) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const bool is_address = host.find_first_not_of("0123456789.") == std::string::npos;
+  const auto& allowed = config_.allowed_hosts;
+  return is_address || host == "localhost" || host.ends_with(".localhost") ||
+         std::find(allowed.begin(), allowed.end(), host) != allowed.end();
+}
+
 void Api::add_cors(const HttpRequest& request,
                    std::vector<std::pair<std::string, std::string>>& headers) const {
   const std::string_view origin = request.header("origin");
@@ -104,6 +116,11 @@ std::optional<HttpResponse> Api::refuse(const HttpRequest& head) {
   const Route* route = find_route(head, path_known);
   if (head.method == "OPTIONS" && path_known && cors_allows(head.header("origin"))) {
     return std::nullopt;  // a preflight
+  }
+  if (!host_allowed(head)) {
+    return refusal(head, {.status = 403,
+                          .message = "the server does not go by the name in the Host header; see "
+                                     "--allowed-host"});
   }
   if (!path_known) {
     return refusal(head, {.status = 404, .message = "there is no such path; see docs/serving.md"});

@@ -22,7 +22,11 @@ namespace volley::server {
 struct ApiConfig {
   ApiLimits limits;
   ApiKeys keys;
-  std::vector<std::string> cors_origins;          // that may call from a browser; "*": all
+  std::vector<std::string> cors_origins;  // that may call from a browser; "*": all
+  // Refuse a Host header that is neither an address, nor localhost, nor one of these: a page whose
+  // name was made to resolve to this machine (DNS rebinding) would pass for one of our own.
+  bool check_host = false;
+  std::vector<std::string> allowed_hosts;         // without port
   SpecMetrics spec_metrics = SpecMetrics::kNone;  // for requests that do not say
   std::string version;
   std::string_view page;    // what / shows
@@ -91,6 +95,7 @@ class Api : public HttpHandler {
   void send(Exchange exchange, HttpResponse response);
   bool cors_allows(std::string_view origin) const;
   bool is_foreign(const HttpRequest& request) const;
+  bool host_allowed(const HttpRequest& request) const;
   void add_cors(const HttpRequest& request,
                 std::vector<std::pair<std::string, std::string>>& headers) const;
   HttpResponse refusal(const HttpRequest& request, const ApiError& error);

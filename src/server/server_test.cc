@@ -331,6 +331,23 @@ TEST(ServerGates, OtherOriginsAreKeptOutUnlessAllowed) {
               HasSubstr("Access-Control-Allow-Headers: authorization, x-stainless-os"));
 }
 
+TEST(ServerGates, AForeignNameForThisMachineIsRefused) {
+  TestServer server({.allowed_hosts = {"llm.example"}});
+  const auto status = [&](const std::string& host) {
+    TestClient client(server.port());
+    client.send("GET /v1/models HTTP/1.1\r\nHost: " + host + "\r\n\r\n");
+    return client.receive().status;
+  };
+  for (const char* host : {"127.0.0.1", "127.0.0.1:8080", "localhost:1", "[::1]:80", "a.localhost",
+                           "LLM.example:443"}) {
+    EXPECT_EQ(status(host), 200) << host;
+  }
+  for (const char* host :
+       {"evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"}) {
+    EXPECT_EQ(status(host), 403) << host;
+  }
+}
+
 TEST(ServerGates, NothingIsServedBeforeReadinessOrWhileDraining) {
   TestServer server({.loaded = false});
   EXPECT_EQ(TestClient(server.port()).get("/health").status, 200);

@@ -64,6 +64,8 @@ TestServer::TestServer(const Options& options) {
   ApiConfig api_config;
   api_config.keys = *ApiKeys::create(options.api_keys);
   api_config.cors_origins = options.cors_origins;
+  api_config.check_host = !options.allowed_hosts.empty();
+  api_config.allowed_hosts = options.allowed_hosts;
   api_config.version = "test";
   api_config.page = "<!doctype html><title>Volley</title>";
   api_ = std::make_unique<Api>(std::move(api_config));

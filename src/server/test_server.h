@@ -24,6 +24,7 @@ class TestServer {
     HttpLimits http;
     std::vector<std::string> api_keys;
     std::vector<std::string> cors_origins;
+    std::vector<std::string> allowed_hosts;  // not empty: Host headers are checked
     bool loaded = true;
   };
   explicit TestServer(const Options& options);
