@@ -176,9 +176,10 @@ Result<Kernel> Module::kernel(const char* name, int smem_bytes) const {
   return kernel;
 }
 
-Status launch(const Driver& driver, CuFunction kernel, const LaunchDims& dims, void** params,
-              CuStream stream) {
-  LaunchAttribute cluster;
+namespace {
+
+// `cluster` must live as long as the configuration that points at it.
+LaunchConfig launch_config(const LaunchDims& dims, LaunchAttribute& cluster) {
   cluster.id = kLaunchAttributeCluster;
   cluster.cluster_dim[0] = dims.cluster_size;
   cluster.cluster_dim[1] = 1;
@@ -187,9 +188,28 @@ Status launch(const Driver& driver, CuFunction kernel, const LaunchDims& dims, v
   config.grid_x = dims.num_ctas;
   config.cta_x = dims.num_threads;
   config.smem_bytes = dims.smem_bytes;
-  config.stream = stream;
   config.attributes = &cluster;
   config.num_attributes = dims.cluster_size > 1 ? 1 : 0;
+  return config;
+}
+
+}  // namespace
+
+Result<int> max_active_clusters(const Driver& driver, CuFunction kernel, const LaunchDims& dims) {
+  LaunchAttribute cluster;
+  LaunchConfig config = launch_config(dims, cluster);
+  config.num_attributes = 1;  // a cluster of one is a cluster too
+  int clusters = 0;
+  VOLLEY_TRY_STATUS(driver.check(driver.max_active_clusters(&clusters, kernel, &config),
+                                 "asking how many clusters run at a time"));
+  return clusters;
+}
+
+Status launch(const Driver& driver, CuFunction kernel, const LaunchDims& dims, void** params,
+              CuStream stream) {
+  LaunchAttribute cluster;
+  LaunchConfig config = launch_config(dims, cluster);
+  config.stream = stream;
   return driver.check(driver.launch_kernel_ex(&config, kernel, params, nullptr),
                       "launching a kernel");
 }

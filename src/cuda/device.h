@@ -154,6 +154,9 @@ struct LaunchDims {
   uint32_t smem_bytes = 0;
 };
 
+// How many clusters of `dims` (whose num_ctas is one cluster's) the device runs at a time.
+Result<int> max_active_clusters(const Driver& driver, CuFunction kernel, const LaunchDims& dims);
+
 // Puts `kernel` on `stream`. `params[i]` points at the i-th argument; the driver copies the
 // arguments before this returns. Asynchronous; allocates nothing.
 Status launch(const Driver& driver, CuFunction kernel, const LaunchDims& dims, void** params,

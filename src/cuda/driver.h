@@ -95,6 +95,8 @@ struct alignas(128) TensorMap {
   V(func_set_attribute, cuFuncSetAttribute, (CuFunction function, int attribute, int value))  \
   V(launch_kernel_ex, cuLaunchKernelEx,                                                       \
     (const LaunchConfig* config, CuFunction function, void** params, void** extra))           \
+  V(max_active_clusters, cuOccupancyMaxActiveClusters,                                        \
+    (int* clusters, CuFunction function, const LaunchConfig* config))                         \
   V(mem_alloc, cuMemAlloc_v2, (DevicePtr * pointer, size_t bytes))                            \
   V(mem_free, cuMemFree_v2, (DevicePtr pointer))                                              \
   V(memcpy_to_device, cuMemcpyHtoD_v2, (DevicePtr dst, const void* src, size_t bytes))        \

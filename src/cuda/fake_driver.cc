@@ -137,7 +137,12 @@ CuResult cuLaunchKernelEx(const LaunchConfig* config, CuFunction, void** params,
   fake_log.last_launch = *config;
   fake_log.last_cluster = config->num_attributes > 0 ? config->attributes[0].cluster_dim[0] : 1;
   fake_log.last_params = params;
+  if (fake_log.on_launch != nullptr) fake_log.on_launch(*config, params);
   return config->grid_x == 0 ? kInvalidValue : kCudaSuccess;
+}
+CuResult cuOccupancyMaxActiveClusters(int* clusters, CuFunction, const LaunchConfig* config) {
+  *clusters = 132 / static_cast<int>(config->attributes[0].cluster_dim[0]);
+  return kCudaSuccess;
 }
 CuResult cuMemAlloc_v2(DevicePtr* pointer, size_t bytes) {
   if (bytes > size_t{1} << 32) return kOutOfMemory;

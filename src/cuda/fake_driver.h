@@ -16,6 +16,8 @@ struct FakeDriverLog {
   LaunchConfig last_launch;
   uint32_t last_cluster = 1;
   void** last_params = nullptr;  // as passed: valid only while the caller's arguments live
+  void (*on_launch)(const LaunchConfig& config,
+                    void** params) = nullptr;  // sees each launch's arguments
 };
 
 }  // namespace volley::cuda

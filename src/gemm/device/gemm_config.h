@@ -1,0 +1,147 @@
+#pragma once
+
+// A kernel's configuration is one value, and what follows from it (threads, roles, shared memory)
+// is computed here by the same functions on host and device.
+
+#include "gemm/device/portable.h"
+
+namespace volley::gemm {
+
+enum class MmaKind : int {
+  kFp8,   // e4m3 x e4m3, one float scale for each 1x128 of A and each 128x128 of B
+  kBf16,  // bf16 x bf16, no scales
+};
+
+enum class OutKind : int { kBf16, kF32 };
+
+// Where a tile's rows and its weight come from; gemm.h describes the layouts.
+enum class Grouping : int {
+  kDense,      // one weight
+  kRowIndex,   // the group of each row, -1 for padding
+  kPrefixSum,  // the end row of each group
+  kMasked,     // a slab of rows for each group, and how many of them count
+};
+
+// One stage of the pipeline holds 128 bytes of K for every row: the width of the widest swizzle
+// and, for FP8, one quant_group.
+inline constexpr int kStageRowBytes = 128;
+inline constexpr int kMmaRows = 64;  // of one wgmma: 16 rows for each warp of a warpgroup
+inline constexpr int kWarpgroup = 128;
+inline constexpr int kQuantGroup = 128;
+inline constexpr int kStoreCols = 64;  // bf16 columns of one store box: 128 bytes
+
+struct GemmConfig {
+  MmaKind mma = MmaKind::kFp8;
+  OutKind out = OutKind::kBf16;
+  Grouping grouping = Grouping::kDense;
+  // false: token rows are the M side of wgmma, weight rows its N side. true: the other way round,
+  // so that few tokens fill a narrow N side instead of a wasted M side of 64.
+  bool swap_ab = false;
+  int tile_m = 128;      // token rows of a tile
+  int tile_n = 128;      // weight rows of a tile
+  int num_stages = 4;    // of the TMA pipeline
+  int segments = 1;      // the weight's plan: K is summed in this many runs, then the runs in order
+  bool split_k = false;  // each segment on its own CTA of a cluster
+  int multicast = 1;     // CTAs of a cluster that share their A tile, on neighbouring tiles along n
+  int raster = 16;       // m tiles of a band; a band's tiles are visited column by column
+  int store_chunks = 1;  // 64x64 output chunks a warpgroup may have on their way to memory
+  int ctas_per_sm = 1;
+
+  constexpr bool operator==(const GemmConfig&) const = default;
+
+  // Rows on the M and N side of wgmma.
+  VOLLEY_HD constexpr int mma_m() const { return swap_ab ? tile_n : tile_m; }
+  VOLLEY_HD constexpr int mma_n() const { return swap_ab ? tile_m : tile_n; }
+  VOLLEY_HD constexpr int math_warpgroups() const { return mma_m() >= 2 * kMmaRows ? 2 : 1; }
+  // 64-row runs of the M side that one warpgroup computes one after the other.
+  VOLLEY_HD constexpr int waves() const { return mma_m() / (kMmaRows * math_warpgroups()); }
+  VOLLEY_HD constexpr int num_threads() const { return kWarpgroup * (math_warpgroups() + 1); }
+  VOLLEY_HD constexpr int k_per_stage() const { return mma == MmaKind::kFp8 ? 128 : 64; }
+  VOLLEY_HD constexpr int cluster() const { return split_k ? segments : multicast; }
+  // Segments that one CTA sums, and must keep apart.
+  VOLLEY_HD constexpr int serial_segments() const { return split_k ? 1 : segments; }
+  // Floats a math thread holds: the accumulator wgmma writes, the promoted sum (FP8), the sum over
+  // finished segments.
+  VOLLEY_HD constexpr int accumulator_floats() const {
+    const int sums = (serial_segments() > 1 ? 2 : 1) * waves();
+    return mma_n() / 2 * (mma == MmaKind::kFp8 ? 1 + sums : sums);
+  }
+
+  // Whether the kernel template takes this value.
+  VOLLEY_HD constexpr bool valid() const {
+    const bool m_ok = mma_m() == 64 || mma_m() == 128 || (mma_m() == 256 && !swap_ab);
+    const bool n_ok = mma_n() >= 8 && mma_n() <= 256 && mma_n() % 8 == 0;
+    // A 64-column store box, and one scale of B for the whole tile.
+    const bool wide_ok = swap_ab || tile_n % kStoreCols == 0;
+    const bool scale_ok = mma == MmaKind::kBf16 || kQuantGroup % tile_n == 0;
+    const bool share_ok = multicast == 1 || (multicast == 2 && !split_k && tile_m % 16 == 0);
+    // Beyond these the compiler spills (KernelText.KernelsCompileWithoutSpills): wgmma writes the
+    // bf16 sums behind its back, so it cannot move them about.
+    const int limit = mma == MmaKind::kBf16 && serial_segments() > 1 ? 128 : 200;
+    const bool split_ok = !split_k || (swap_ab && segments >= 2 && segments <= 8 && waves() == 1);
+    return m_ok && n_ok && wide_ok && scale_ok && share_ok && split_ok && segments >= 1 &&
+           segments <= 8 && num_stages >= 2 && raster >= 1 && store_chunks >= 1 &&
+           ctas_per_sm >= 1 && accumulator_floats() <= limit;
+  }
+};
+
+// Byte offsets inside a CTA's dynamic shared memory, whose base the kernel aligns to 1024 (the
+// period of the 128-byte swizzle).
+struct SmemLayout {
+  int a_bytes = 0;  // of one stage
+  int b_bytes = 0;
+  int scale_bytes = 0;  // the floats that TMA brings
+  int stage_bytes = 0;  // A, then B
+  int scales = 0;       // num_stages runs of scale_stride bytes
+  int scale_stride = 0;
+  int store = 0;          // output on its way to memory
+  int store_bytes = 0;    // of one math warpgroup
+  int partial = 0;        // this CTA's segment, read by its cluster
+  int partial_bytes = 0;  // of one math warpgroup
+  int barriers = 0;       // full[num_stages], empty[num_stages], partial_ready, partial_free
+  int total_bytes = 0;    // what the launch asks for, slack for the alignment included
+};
+
+VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
+  SmemLayout s;
+  s.a_bytes = c.tile_m * kStageRowBytes;
+  s.b_bytes = c.tile_n * kStageRowBytes;
+  s.stage_bytes = s.a_bytes + s.b_bytes;
+  int end = s.stage_bytes * c.num_stages;
+  s.store = end;
+  if (c.out == OutKind::kBf16) {
+    // Swapped: [tile_m][64] bf16. Otherwise store_chunks boxes of [64][64] bf16.
+    s.store_bytes = c.swap_ab ? round_up(c.tile_m * 128, 1024) : c.store_chunks * kMmaRows * 128;
+    end += s.store_bytes * c.math_warpgroups();
+  }
+  s.partial = end;
+  if (c.split_k) {
+    s.partial_bytes = c.mma_n() / 2 * kWarpgroup * 4;
+    end += s.partial_bytes * c.math_warpgroups();
+  }
+  s.scales = end;
+  if (c.mma == MmaKind::kFp8) {
+    s.scale_bytes = c.tile_m * 4;
+    s.scale_stride = round_up(s.scale_bytes, 128);
+    end += s.scale_stride * c.num_stages;
+  }
+  s.barriers = end;
+  end += (2 * c.num_stages + 2) * 8;
+  s.total_bytes = end + 1024;
+  return s;
+}
+
+// What a kernel is launched with beside its tensor maps.
+struct GemmParams {
+  int m;                 // token rows of A: all groups together, or of one slab when masked
+  int n;                 // weight rows, a multiple of 8
+  int k;                 // a multiple of 128
+  int num_groups;        // weights
+  const float* b_scale;  // [num_groups, ceil(n/128), k/128]; null for bf16
+  void* d;               // [m, n], rows d_stride elements apart; masked: [num_groups, m, n]
+  long long d_stride;
+  const int* groups;  // the grouping's device array; null when dense
+  int group_align;    // rows: each group of a prefix sum begins at a multiple of it
+};
+
+}  // namespace volley::gemm

@@ -1,0 +1,123 @@
+#pragma once
+
+// Which tile comes when. A persistent grid of clusters walks units 0, 1, 2, ... with the stride of
+// the grid; a unit is one tile, or, with multicast, `multicast` tiles beside each other along n.
+// Pure arithmetic, run by every warp of the kernel for itself and by the host's tests.
+//
+// Units are laid out in bands of `raster` m tiles; inside a band n moves slowly and m fast, so that
+// the tiles which run at one time cover a compact rectangle and share their rows in L2.
+
+#include "gemm/device/gemm_config.h"
+
+namespace volley::gemm {
+
+struct Tile {
+  int group;    // which weight
+  int slab;     // which slab of A and D: the group when masked, else 0
+  int row;      // first token row, within the slab
+  int row_end;  // rows from here on are not stored
+  int col;      // first weight row
+};
+
+// Unit `unit` of `m_tiles` x `n_units`, as (m tile, n unit).
+struct UnitPosition {
+  int m_tile;
+  int n_unit;
+};
+
+VOLLEY_HD constexpr UnitPosition unit_position(int unit, int m_tiles, int n_units, int raster) {
+  const int band_units = raster * n_units;
+  const int band = unit / band_units;
+  const int in_band = unit - band * band_units;
+  const int first = band * raster;
+  const int rows = min_of(raster, m_tiles - first);
+  return {first + in_band % rows, in_band / rows};
+}
+
+// The first 128-byte block of K (of `num_blocks`) of segment `segment`: segments differ by at most
+// one block. Depends on the weight alone.
+VOLLEY_HD constexpr int segment_begin(int num_blocks, int segments, int segment) {
+  return static_cast<int>(static_cast<long long>(num_blocks) * segment / segments);
+}
+
+class TileScheduler {
+ public:
+  // `lane` is this CTA's rank in its cluster, `first` the cluster's index, `stride` how many
+  // clusters there are.
+  VOLLEY_HD TileScheduler(const GemmConfig& config, const GemmParams& params, int lane, int first,
+                          int stride)
+      : unit_(first), stride_(stride), col_lane_(config.split_k ? 0 : lane) {
+    n_units_ = ceil_div(ceil_div(params.n, config.tile_n), config.multicast);
+  }
+
+  // The next tile of this CTA; false when there is none.
+  VOLLEY_HD bool next(const GemmConfig& config, const GemmParams& params, Tile& tile) {
+    for (;;) {
+      if (config.grouping == Grouping::kDense || config.grouping == Grouping::kRowIndex) {
+        const int m_tiles = ceil_div(params.m, config.tile_m);
+        if (unit_ >= m_tiles * n_units_) return false;
+        place(config, unit_, m_tiles, tile);
+        tile.slab = 0;
+        tile.row_end = params.m;
+        tile.group = config.grouping == Grouping::kRowIndex ? params.groups[tile.row] : 0;
+        unit_ += stride_;
+        // A tile of padding: its first row belongs to no group.
+        if (tile.group < 0 || tile.group >= params.num_groups) continue;
+        return true;
+      }
+      // Groups come one after the other; `unit_` only grows, so the walk over groups goes on where
+      // it stood.
+      while (group_ < params.num_groups) {
+        if (!has_group_) enter_group(config, params);
+        if (unit_ < group_units_end_) break;
+        group_begin_ = group_end_;
+        ++group_;
+        has_group_ = false;
+      }
+      if (group_ >= params.num_groups) return false;
+      const int m_tiles = ceil_div(group_rows_, config.tile_m);
+      place(config, unit_ - (group_units_end_ - m_tiles * n_units_), m_tiles, tile);
+      tile.group = group_;
+      const bool masked = config.grouping == Grouping::kMasked;
+      tile.slab = masked ? group_ : 0;
+      tile.row += masked ? 0 : group_first_;
+      tile.row_end = min_of(params.m, (masked ? 0 : group_first_) + group_rows_);
+      unit_ += stride_;
+      return true;
+    }
+  }
+
+ private:
+  VOLLEY_HD void place(const GemmConfig& config, int unit, int m_tiles, Tile& tile) const {
+    const UnitPosition at = unit_position(unit, m_tiles, n_units_, config.raster);
+    tile.row = at.m_tile * config.tile_m;
+    tile.col = (at.n_unit * config.multicast + col_lane_) * config.tile_n;
+  }
+
+  VOLLEY_HD void enter_group(const GemmConfig& config, const GemmParams& params) {
+    const int value = params.groups[group_];
+    if (config.grouping == Grouping::kMasked) {
+      group_rows_ = min_of(max_of(value, 0), params.m);
+    } else {
+      group_first_ = round_up(group_begin_, params.group_align);
+      group_end_ = min_of(max_of(value, group_begin_), params.m);
+      group_rows_ = max_of(group_end_ - group_first_, 0);
+    }
+    group_units_end_ += ceil_div(group_rows_, config.tile_m) * n_units_;
+    has_group_ = true;
+  }
+
+  int unit_;
+  int stride_;
+  int col_lane_;
+  int n_units_ = 0;
+  int group_ = 0;
+  bool has_group_ = false;
+  int group_begin_ = 0;  // where the group before ended
+  int group_first_ = 0;
+  int group_end_ = 0;
+  int group_rows_ = 0;
+  int group_units_end_ = 0;
+};
+
+}  // namespace volley::gemm

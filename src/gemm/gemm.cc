@@ -1,0 +1,244 @@
+#include "gemm/gemm.h"
+
+#include <algorithm>
+#include <set>
+
+#include "gemm/kernel_text.h"
+
+namespace volley::gemm {
+namespace {
+
+constexpr size_t kMaxChoices = 256;
+
+int element_bytes(MmaKind mma) {
+  return mma == MmaKind::kFp8 ? 1 : 2;
+}
+int out_bytes(OutKind out) {
+  return out == OutKind::kBf16 ? 2 : 4;
+}
+
+Status check_pointer(const char* name, cuda::DevicePtr pointer) {
+  if (pointer != 0 && pointer % 16 == 0) return {};
+  return invalid("gemm: {} is {:#x}, expected device memory aligned to 16 bytes", name, pointer);
+}
+
+Status check_stride(const char* name, int64_t stride, int64_t least, int64_t bytes) {
+  if (stride >= least && stride * bytes % 16 == 0 && stride < int64_t{1} << 32) return {};
+  return invalid("gemm: {} is {}, expected at least {} with rows a multiple of 16 bytes apart",
+                 name, stride, least);
+}
+
+// Fills in the defaults of `args` and checks every rule of gemm.h that can be checked.
+Status complete(GemmArgs& args) {
+  const GemmShape& shape = args.shape;
+  VOLLEY_TRY_STATUS(validate(shape));
+  if (args.a_stride == 0) args.a_stride = shape.k;
+  if (args.a_scale_stride == 0) args.a_scale_stride = round_up(shape.m, 4);
+  if (args.d_stride == 0) args.d_stride = shape.n;
+  VOLLEY_TRY_STATUS(check_stride("a_stride", args.a_stride, shape.k, element_bytes(shape.mma)));
+  VOLLEY_TRY_STATUS(check_stride("d_stride", args.d_stride, shape.n, out_bytes(shape.out)));
+  VOLLEY_TRY_STATUS(check_pointer("b", args.b));
+  if (shape.m == 0) return {};
+  VOLLEY_TRY_STATUS(check_pointer("a", args.a));
+  VOLLEY_TRY_STATUS(check_pointer("d", args.d));
+  if (shape.mma == MmaKind::kFp8) {
+    VOLLEY_TRY_STATUS(check_stride("a_scale_stride", args.a_scale_stride, shape.m, 4));
+    VOLLEY_TRY_STATUS(check_pointer("a_scale", args.a_scale));
+    VOLLEY_TRY_STATUS(check_pointer("b_scale", args.b_scale));
+  }
+  if (shape.grouping != Grouping::kDense && (args.groups == 0 || args.groups % 4 != 0)) {
+    return invalid("gemm: groups is {:#x}, expected device memory aligned to 4 bytes", args.groups);
+  }
+  return {};
+}
+
+Status check_config(const GemmConfig& config, const GemmShape& shape, const DeviceSpec& device) {
+  const bool same = config.mma == shape.mma && config.out == shape.out &&
+                    config.grouping == shape.grouping && config.segments == segments_of(shape);
+  const bool aligned =
+      (shape.grouping != Grouping::kRowIndex && shape.grouping != Grouping::kPrefixSum) ||
+      shape.group_align % config.tile_m == 0;
+  if (same && aligned && config.valid() &&
+      smem_layout(config).total_bytes <= device.max_smem_bytes) {
+    return {};
+  }
+  return invalid("gemm: configuration {} does not compute this shape", config_name(config));
+}
+
+Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& call) {
+  const GemmShape& shape = args.shape;
+  const GemmConfig& config = call.config;
+  const SmemLayout smem = smem_layout(config);
+  const bool fp8 = shape.mma == MmaKind::kFp8;
+  const int bytes = element_bytes(shape.mma);
+  const int slabs = shape.grouping == Grouping::kMasked ? shape.num_groups : 1;
+  const cuda::MapDType element = fp8 ? cuda::MapDType::kU8 : cuda::MapDType::kBF16;
+  VOLLEY_TRY(
+      call.a_map,
+      cuda::encode(driver, {.address = args.a,
+                            .dtype = element,
+                            .dims = {shape.k, shape.m, slabs},
+                            .strides = {args.a_stride * bytes, args.a_stride * bytes * shape.m},
+                            .box = {config.k_per_stage(), config.tile_m / config.multicast, 1},
+                            .swizzle = cuda::MapSwizzle::k128B}));
+  const int64_t b_row = int64_t{shape.k} * bytes;
+  VOLLEY_TRY(call.b_map, cuda::encode(driver, {.address = args.b,
+                                               .dtype = element,
+                                               .dims = {shape.k, shape.n, shape.num_groups},
+                                               .strides = {b_row, b_row * shape.n},
+                                               .box = {config.k_per_stage(), config.tile_n, 1},
+                                               .swizzle = cuda::MapSwizzle::k128B}));
+  if (fp8) {
+    const int64_t row = args.a_scale_stride * 4;
+    VOLLEY_TRY(call.scale_map,
+               cuda::encode(driver, {.address = args.a_scale,
+                                     .dtype = cuda::MapDType::kF32,
+                                     .dims = {shape.m, shape.k / kQuantGroup, slabs},
+                                     .strides = {row, row * (shape.k / kQuantGroup)},
+                                     .box = {smem.scale_bytes / 4, 1, 1}}));
+  }
+  if (shape.out == OutKind::kBf16 && !config.swap_ab) {
+    const int64_t row = args.d_stride * 2;
+    VOLLEY_TRY(call.d_map, cuda::encode(driver, {.address = args.d,
+                                                 .dtype = cuda::MapDType::kBF16,
+                                                 .dims = {shape.n, shape.m, slabs},
+                                                 .strides = {row, row * shape.m},
+                                                 .box = {kStoreCols, kMmaRows, 1},
+                                                 .swizzle = cuda::MapSwizzle::k128B}));
+  }
+  return {};
+}
+
+// Clusters the schedule can use at most: one a unit. Of groups on the device only a bound is known.
+int64_t max_units(const GemmShape& shape, const GemmConfig& config) {
+  const int slabs = shape.grouping == Grouping::kMasked ? shape.num_groups : 1;
+  const int n_units = ceil_div(ceil_div(shape.n, config.tile_n), config.multicast);
+  return int64_t{ceil_div(shape.m, config.tile_m)} * slabs * n_units;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Gemm>> Gemm::create(const cuda::Context& context,
+                                           jit::KernelLibrary& kernels) {
+  const cuda::DeviceInfo& info = context.info();
+  if (info.compute_major != 9 || info.compute_minor != 0) {
+    return make_error(ErrorKind::kUnsupported,
+                      "gemm: {} has compute capability {}.{}, expected 9.0 (Hopper)", info.name,
+                      info.compute_major, info.compute_minor);
+  }
+  DeviceSpec device;
+  device.num_sms = info.num_sms;
+  device.max_smem_bytes = static_cast<int>(info.max_smem_bytes);
+  return std::unique_ptr<Gemm>(new Gemm(context, kernels, device));
+}
+
+Result<const Gemm::Loaded*> Gemm::load(const GemmConfig& config) {
+  const std::string name = config_name(config);
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = loaded_.find(name); found != loaded_.end()) return &found->second;
+  }
+  // Compiling may take long: not under the lock. Two threads may both load; the first one's stays.
+  VOLLEY_TRY(const std::string* cubin, kernels_.cubin(kernel_source(config)));
+  Loaded loaded;
+  VOLLEY_TRY(loaded.module, cuda::Module::load(context_, *cubin));
+  const int smem_bytes = smem_layout(config).total_bytes;
+  VOLLEY_TRY(loaded.kernel, loaded.module.kernel(kKernelEntry, smem_bytes));
+  const cuda::LaunchDims one_cluster = {.num_ctas = static_cast<uint32_t>(config.cluster()),
+                                        .num_threads = static_cast<uint32_t>(config.num_threads()),
+                                        .cluster_size = static_cast<uint32_t>(config.cluster()),
+                                        .smem_bytes = static_cast<uint32_t>(smem_bytes)};
+  VOLLEY_TRY(loaded.max_clusters,
+             cuda::max_active_clusters(context_.driver(), loaded.kernel.function, one_cluster));
+  if (loaded.max_clusters < 1) {
+    return make_error(ErrorKind::kUnsupported, "gemm: the device cannot run {}", name);
+  }
+  const std::lock_guard lock(mutex_);
+  return &loaded_.try_emplace(name, std::move(loaded)).first->second;
+}
+
+Result<GemmConfig> Gemm::choose(const GemmShape& shape) {
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [known, config] : choices_) {
+      if (known == shape) return config;
+    }
+  }
+  VOLLEY_TRY(const GemmConfig config, choose_config(shape, device_));
+  const std::lock_guard lock(mutex_);
+  if (choices_.size() < kMaxChoices) {
+    choices_.emplace_back(shape, config);
+  } else {
+    choices_[next_choice_++ % kMaxChoices] = {shape, config};
+  }
+  return config;
+}
+
+Result<GemmCall> Gemm::prepare(const GemmArgs& arguments) {
+  GemmArgs args = arguments;
+  VOLLEY_TRY_STATUS(complete(args));
+  const GemmShape& shape = args.shape;
+  GemmCall call;
+  if (shape.m == 0) return call;
+  if (args.config) {
+    VOLLEY_TRY_STATUS(check_config(*args.config, shape, device_));
+    call.config = *args.config;
+  } else {
+    VOLLEY_TRY(call.config, choose(shape));
+  }
+  VOLLEY_TRY(const Loaded* loaded, load(call.config));
+  VOLLEY_TRY_STATUS(encode_maps(context_.driver(), args, call));
+  call.kernel = loaded->kernel.function;
+  const int cluster = call.config.cluster();
+  const int64_t clusters = std::min<int64_t>(loaded->max_clusters, max_units(shape, call.config));
+  call.dims = {.num_ctas = static_cast<uint32_t>(clusters * cluster),
+               .num_threads = static_cast<uint32_t>(call.config.num_threads()),
+               .cluster_size = static_cast<uint32_t>(cluster),
+               .smem_bytes = static_cast<uint32_t>(smem_layout(call.config).total_bytes)};
+  call.params = {.m = shape.m,
+                 .n = shape.n,
+                 .k = shape.k,
+                 .num_groups = shape.num_groups,
+                 .b_scale = reinterpret_cast<const float*>(args.b_scale),
+                 .d = reinterpret_cast<void*>(args.d),
+                 .d_stride = args.d_stride,
+                 .groups = reinterpret_cast<const int*>(args.groups),
+                 .group_align = shape.group_align};
+  return call;
+}
+
+Status Gemm::launch(const GemmCall& call, cuda::CuStream stream) const {
+  if (call.kernel == nullptr) return {};
+  // The driver takes pointers to non-const and only reads.
+  auto& c = const_cast<GemmCall&>(call);
+  void* params[] = {&c.a_map, &c.b_map, &c.scale_map, &c.d_map, &c.params};
+  return cuda::launch(context_.driver(), call.kernel, call.dims, params, stream);
+}
+
+Status Gemm::warm_up(std::span<const GemmShape> shapes, int num_threads,
+                     const jit::KernelLibrary::Progress& progress) {
+  VOLLEY_TRY(const std::vector<jit::KernelSource> sources, kernels_for(shapes, device_));
+  VOLLEY_TRY_STATUS(kernels_.warm_up(sources, num_threads, progress));
+  for (const GemmShape& shape : shapes) {
+    VOLLEY_TRY(const std::vector<GemmConfig> configs, configs_up_to(shape, device_));
+    for (const GemmConfig& config : configs) {
+      if (const auto loaded = load(config); !loaded) return tl::unexpected<Error>(loaded.error());
+    }
+  }
+  return {};
+}
+
+Result<std::vector<jit::KernelSource>> kernels_for(std::span<const GemmShape> shapes,
+                                                   const DeviceSpec& device) {
+  std::vector<jit::KernelSource> sources;
+  std::set<std::string> names;
+  for (const GemmShape& shape : shapes) {
+    VOLLEY_TRY(const std::vector<GemmConfig> configs, configs_up_to(shape, device));
+    for (const GemmConfig& config : configs) {
+      if (names.insert(config_name(config)).second) sources.push_back(kernel_source(config));
+    }
+  }
+  return sources;
+}
+
+}  // namespace volley::gemm

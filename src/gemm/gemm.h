@@ -1,0 +1,130 @@
+#pragma once
+
+// Volley's matrix products on Hopper: D[m, n] = A[m, k] B[n, k]^T, FP8 or BF16, alone or grouped.
+//
+// Layouts, to the byte. All matrices are row-major; k is contiguous in A and B, n in D.
+//
+//   A        FP8 e4m3 (e4m3fn) or bf16. Row r begins at a + r * a_stride elements; a_stride >= k,
+//   and
+//            a_stride rows are a multiple of 16 bytes apart. a is 16-byte aligned.
+//              dense, row index, prefix sum: m rows.
+//              masked: num_groups slabs of m rows, slab g begins at row g * m.
+//   a_scale  FP8 only: float, one for each row and 128 columns of A, "m-major": the scale of row r,
+//            columns 128b..128b+127 is a_scale[b * a_scale_stride + r]; a_scale_stride >= m, a
+//            multiple of 4; 16-byte aligned. Masked: slab g begins at a_scale + g * (k/128) *
+//            a_scale_stride.
+//   B        [num_groups, n, k], packed, the type of A, 16-byte aligned.
+//   b_scale  FP8 only: float [num_groups, ceil(n/128), k/128], packed: one for each 128x128.
+//   D        bf16 or float. Row r begins at d + r * d_stride elements; d_stride >= n, rows a
+//   multiple of
+//            16 bytes apart; 16-byte aligned. Masked: num_groups slabs of m rows.
+//   groups   int32 on the device, read when the kernel runs, so a captured graph follows it:
+//              row index: [m], the group of each row, -1 for padding. All rows of an aligned run of
+//                group_align rows are of one group or padding after it; the run's first row
+//                decides.
+//              prefix sum: [num_groups], e[g] = the end row of group g. Group 0 begins at 0, group
+//              g at
+//                e[g-1] rounded up to group_align. Values are clamped to [previous end, m].
+//              masked: [num_groups], how many rows of each slab count, clamped to [0, m].
+//
+// value(D[r, c]) = sum over b of a_scale[r, b] * b_scale[c/128, b] * sum over the block of A * B;
+// the scales' product is rounded to float, then multiplied and added in one rounding. Which blocks
+// are added in which order: reduction_order() in gemm/shape.h. For one weight and plan, a row's
+// result has the same bits at every m, in every place, grouped or not (law 1).
+//
+// Rows of D that are padding, or beyond a slab's count, may be written, with values of no meaning;
+// rows beyond m and columns beyond n are never written. D must not overlap the inputs.
+//
+// Errors are returned by prepare(); launch() fails only when the driver does. NaN and infinity pass
+// through as IEEE arithmetic has them (e4m3 has NaN alone).
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/tensor_map.h"
+#include "gemm/shape.h"
+#include "jit/kernel_library.h"
+
+namespace volley::gemm {
+
+struct GemmArgs {
+  GemmShape shape;
+  cuda::DevicePtr a = 0;
+  int64_t a_stride = 0;  // elements; 0 means k
+  cuda::DevicePtr a_scale = 0;
+  int64_t a_scale_stride = 0;  // floats; 0 means m rounded up to 4
+  cuda::DevicePtr b = 0;
+  cuda::DevicePtr b_scale = 0;
+  cuda::DevicePtr d = 0;
+  int64_t d_stride = 0;  // elements; 0 means n
+  cuda::DevicePtr groups = 0;
+  std::optional<GemmConfig> config;  // in place of the heuristic's choice, for tests and tuning
+};
+
+// A product that is ready to launch: kernel, tensor maps, grid. A value; copies are independent.
+// Valid while the Gemm that made it lives and the pointers of its arguments do.
+struct GemmCall {
+  GemmConfig config;
+  cuda::CuFunction kernel = nullptr;  // null when there is nothing to do (m = 0)
+  cuda::LaunchDims dims;
+  cuda::TensorMap a_map;
+  cuda::TensorMap b_map;
+  cuda::TensorMap scale_map;
+  cuda::TensorMap d_map;
+  GemmParams params = {};
+};
+
+class Gemm {
+ public:
+  // `context` and `kernels` outlive the Gemm. kUnsupported unless the device is of compute
+  // capability 9.0.
+  static Result<std::unique_ptr<Gemm>> create(const cuda::Context& context,
+                                              jit::KernelLibrary& kernels);
+
+  // Checks `args`, chooses a configuration, loads its kernel (compiling it when `kernels` must; see
+  // warm_up) and encodes the tensor maps. Thread-safe; the calling thread's context is current.
+  Result<GemmCall> prepare(const GemmArgs& args);
+
+  // Puts a prepared product on `stream`. A few microseconds of host time; allocates nothing; may be
+  // captured into a graph.
+  Status launch(const GemmCall& call, cuda::CuStream stream) const;
+
+  // Compiles and loads what prepare() will need for `shapes` at every m (masked: expected_m) up to
+  // their own, so that nothing compiles afterwards.
+  Status warm_up(std::span<const GemmShape> shapes, int num_threads,
+                 const jit::KernelLibrary::Progress& progress);
+
+  const DeviceSpec& device() const { return device_; }
+
+ private:
+  struct Loaded {
+    cuda::Module module;
+    cuda::Kernel kernel;
+    int max_clusters = 0;
+  };
+
+  Gemm(const cuda::Context& context, jit::KernelLibrary& kernels, const DeviceSpec& device)
+      : context_(context), kernels_(kernels), device_(device) {}
+  Result<const Loaded*> load(const GemmConfig& config);
+  Result<GemmConfig> choose(const GemmShape& shape);
+
+  const cuda::Context& context_;
+  jit::KernelLibrary& kernels_;
+  DeviceSpec device_;
+  std::mutex mutex_;
+  std::map<std::string, Loaded> loaded_;                   // by config_name
+  std::vector<std::pair<GemmShape, GemmConfig>> choices_;  // the last kMaxChoices, a ring
+  size_t next_choice_ = 0;
+};
+
+// The kernels that `shapes` need at every m up to their own, without duplicates. For warm-ups and
+// bundles; needs no device.
+Result<std::vector<jit::KernelSource>> kernels_for(std::span<const GemmShape> shapes,
+                                                   const DeviceSpec& device);
+
+}  // namespace volley::gemm

@@ -1,0 +1,588 @@
+// Times our products and cuBLASLt's side by side on one GPU, in one run.
+//
+//   gemm_bench [--json FILE] [--bundle FILE] [--filter TEXT] [--search N] [--skip-peer] [--bf16]
+//
+// cold: median over launches, the L2 cache flushed before each; includes the events' own cost. rot:
+// launches back to back in a graph over operands that together exceed the L2 cache threefold, per
+// launch; no event cost, the figure for small shapes. --search N also times the N configurations
+// that the model ranks first, which shows where the model errs.
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <thread>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "gemm/cublaslt_peer.h"
+#include "gemm/gemm.h"
+#include "gemm/kernel_text.h"
+#include "gemm/reference.h"
+
+namespace volley::gemm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string json;
+  std::string bundle;
+  std::string filter;
+  int search = 0;
+  bool skip_peer = false;
+  bool bf16 = false;
+};
+
+double us_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+double quantile(std::vector<double> values, double q) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+// Fills device memory with random operands: the time a tensor core takes depends on its data.
+constexpr char kFillKernel[] = R"(
+extern "C" __global__ void fill(unsigned* out, unsigned long long words, int kind, unsigned seed) {
+  for (unsigned long long i = blockIdx.x * 256ull + threadIdx.x; i < words; i += gridDim.x * 256ull) {
+    float v[4];
+    for (int j = 0; j < 4; ++j) {
+      unsigned long long x = (i * 4 + j + 1) * 0x9E3779B97F4A7C15ull + seed;
+      x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+      x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+      x ^= x >> 31;
+      float sum = 0.0f;
+      for (int q = 0; q < 4; ++q) sum += (float)((x >> (16 * q)) & 0xFFFF);
+      v[j] = (sum / 65536.0f - 2.0f) * 1.7f;
+    }
+    unsigned word;
+    if (kind == 0) {  // four e4m3, as a quantiser leaves them: the largest near 448
+      unsigned short low, high;
+      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v[1] * 130.0f), "f"(v[0] * 130.0f));
+      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v[3] * 130.0f), "f"(v[2] * 130.0f));
+      word = low | (unsigned)high << 16;
+    } else if (kind == 1) {  // two bf16
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(v[1]), "f"(v[0]));
+    } else {  // a scale
+      word = __float_as_uint(0.002f + 0.001f * fabsf(v[0]));
+    }
+    out[i] = word;
+  }
+}
+)";
+
+struct BenchCase {
+  std::string group;
+  GemmShape shape;
+  std::vector<int32_t> groups;  // on the host
+  double rows = 0;              // that count
+};
+
+std::vector<BenchCase> bench_cases(bool bf16) {
+  std::vector<BenchCase> cases;
+  const MmaKind mma = bf16 ? MmaKind::kBf16 : MmaKind::kFp8;
+  const auto dense = [&](int m, int n, int k) {
+    cases.push_back({"dense", {.mma = mma, .m = m, .n = n, .k = k}, {}, static_cast<double>(m)});
+  };
+  for (const int m : {64, 128, 4096}) {
+    for (const auto& [n, k] : {std::pair{2112, 7168},
+                               {24576, 1536},
+                               {32768, 512},
+                               {7168, 16384},
+                               {4096, 7168},
+                               {7168, 2048}}) {
+      dense(m, n, k);
+    }
+  }
+  dense(8192, 8192, 8192);
+  for (const int m : {1, 16, 64, 256}) {
+    for (const auto& [n, k] :
+         {std::pair{6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}, {151936, 4096}}) {
+      dense(m, n, k);
+    }
+  }
+  for (const auto& [n, k] : {std::pair{4096, 7168}, {7168, 2048}}) {
+    for (const auto& [groups, rows] : {std::pair{4, 8192}, {8, 4096}}) {
+      BenchCase c = {"grouped contiguous",
+                     {.mma = mma,
+                      .grouping = Grouping::kRowIndex,
+                      .m = groups * rows,
+                      .n = n,
+                      .k = k,
+                      .num_groups = groups},
+                     {},
+                     static_cast<double>(groups) * rows};
+      for (int r = 0; r < groups * rows; ++r) c.groups.push_back(r / rows);
+      cases.push_back(c);
+    }
+    for (const auto& [groups, rows] : {std::pair{1, 1024}, {2, 512}, {4, 256}, {8, 64}, {16, 32}}) {
+      cases.push_back({"grouped masked",
+                       {.mma = mma,
+                        .grouping = Grouping::kMasked,
+                        .m = std::max(rows * 2, 128),
+                        .n = n,
+                        .k = k,
+                        .num_groups = groups,
+                        .expected_m = rows},
+                       std::vector<int32_t>(static_cast<size_t>(groups), rows),
+                       static_cast<double>(groups) * rows});
+    }
+  }
+  return cases;
+}
+
+class Bench {
+ public:
+  explicit Bench(const Options& options) : options_(options) {}
+
+  Status run() {
+    const auto start = Clock::now();
+    VOLLEY_TRY(driver_, cuda::Driver::load());
+    VOLLEY_TRY(cuda::Context context, cuda::Context::open(*driver_));
+    context_.emplace(std::move(context));
+    VOLLEY_TRY(cuda::Stream stream, cuda::Stream::create(*context_));
+    stream_.emplace(std::move(stream));
+    VOLLEY_TRY(start_event_, cuda::Event::create(*context_));
+    VOLLEY_TRY(end_event_, cuda::Event::create(*context_));
+    const double context_ms = us_since(start) / 1e3;
+
+    const auto library_start = Clock::now();
+    std::optional<jit::Bundle> bundle;
+    if (!options_.bundle.empty()) {
+      VOLLEY_TRY(jit::Bundle opened, jit::Bundle::open(options_.bundle));
+      bundle = std::move(opened);
+    }
+    const double bundle_ms = us_since(library_start) / 1e3;
+    auto compiler = jit::load_nvrtc();
+    kernels_.emplace(jit::KernelLibraryOptions{}, std::move(bundle), std::nullopt,
+                     compiler ? std::move(*compiler) : nullptr);
+    VOLLEY_TRY(gemm_, Gemm::create(*context_, *kernels_));
+    VOLLEY_TRY_STATUS(load_fill());
+    VOLLEY_TRY(flush_, cuda::Buffer::allocate(*context_, size_t{256} << 20));
+    VOLLEY_TRY(const double first_ms, first_product_ms());
+    const auto stats = kernels_->stats();
+
+    Json out;
+    out["device"] = context_->info().name;
+    out["driver"] = driver_->version();
+    out["context_ms"] = context_ms;
+    out["bundle_open_ms"] = bundle_ms;
+    out["first_product_ms"] = first_ms;
+    out["first_product_compiled"] = stats.num_compiled;
+    VOLLEY_TRY(const double copy, copy_gb_s());
+    out["memset_gb_s"] = copy;
+    auto peer = load_cublaslt(*context_);
+    if (options_.skip_peer || !peer) {
+      fmt::print("cuBLASLt: not timed{}{}\n", peer ? "" : ": ", peer ? "" : peer.error().message);
+    } else {
+      peer_ = std::move(*peer);
+      out["cublaslt"] = peer_->version();
+    }
+    VOLLEY_TRY_STATUS(warm_up());
+    fmt::print(
+        "{}, driver {}; context {:.0f} ms, bundle {:.2f} ms, first product {:.1f} ms ({} compiled),"
+        " memset {:.0f} GB/s\n",
+        context_->info().name, driver_->version(), context_ms, bundle_ms, first_ms,
+        stats.num_compiled, copy);
+    fmt::print(
+        "{:<19} {:>6} {:>6} {:>6} {:>3}  {:>8} {:>8} {:>8} {:>7} {:>6}  {:>8} {:>8} {:>6}  {}\n",
+        "group", "m", "n", "k", "G", "cold us", "rot us", "TFLOP/s", "GB/s", "model", "lt cold",
+        "lt rot", "ratio", "configuration");
+    Json rows = Json::array();
+    for (const BenchCase& c : cases()) {
+      VOLLEY_TRY(Json row, time_case(c));
+      rows.push_back(std::move(row));
+      out["rows"] = rows;
+      if (!options_.json.empty())
+        VOLLEY_TRY_STATUS(write_file_atomic(options_.json, dump_json(out, 1)));
+    }
+    if (ratio_count_ > 0) {
+      fmt::print("geometric mean of cuBLASLt / ours: cold {:.3f}, rot {:.3f} over {} shapes\n",
+                 std::exp(cold_log_sum_ / ratio_count_), std::exp(rot_log_sum_ / ratio_count_),
+                 ratio_count_);
+    }
+    return {};
+  }
+
+ private:
+  std::vector<BenchCase> cases() const {
+    std::vector<BenchCase> kept;
+    for (BenchCase& c : bench_cases(options_.bf16)) {
+      const std::string name = fmt::format("{} {}x{}x{}", c.group, c.shape.m, c.shape.n, c.shape.k);
+      if (name.find(options_.filter) != std::string::npos) kept.push_back(std::move(c));
+    }
+    return kept;
+  }
+
+  Status warm_up() {
+    std::vector<jit::KernelSource> sources;
+    for (const BenchCase& c : cases()) {
+      const auto ranked = rank_configs(c.shape, gemm_->device());
+      for (size_t i = 0; i < ranked.size() && i < static_cast<size_t>(std::max(1, options_.search));
+           ++i) {
+        sources.push_back(kernel_source(ranked[i].config));
+      }
+    }
+    const auto start = Clock::now();
+    VOLLEY_TRY_STATUS(kernels_->warm_up(
+        sources, static_cast<int>(std::max(1U, std::thread::hardware_concurrency())), nullptr));
+    const auto stats = kernels_->stats();
+    fmt::print("{} kernels from the bundle, {} compiled, in {:.2f} s on {} threads\n",
+               stats.num_bundled, stats.num_compiled, us_since(start) / 1e6,
+               std::thread::hardware_concurrency());
+    return {};
+  }
+
+  Status load_fill() {
+    auto compiler = jit::load_nvrtc();
+    if (!compiler) return tl::unexpected<Error>(compiler.error());
+    VOLLEY_TRY(
+        const jit::Compiled compiled,
+        (*compiler)->compile({.name = "fill", .entry = "fill", .text = kFillKernel}, "sm_90a"));
+    VOLLEY_TRY(fill_module_, cuda::Module::load(*context_, compiled.cubin));
+    VOLLEY_TRY(fill_, fill_module_.kernel("fill", 0));
+    return {};
+  }
+
+  Result<cuda::Buffer> random_buffer(size_t bytes, int kind, unsigned seed) {
+    VOLLEY_TRY(cuda::Buffer buffer, cuda::Buffer::allocate(*context_, (bytes + 15) / 16 * 16));
+    cuda::DevicePtr pointer = buffer.get();
+    unsigned long long words = buffer.bytes() / 4;
+    void* params[] = {&pointer, &words, &kind, &seed};
+    VOLLEY_TRY_STATUS(cuda::launch(*driver_, fill_.function, {.num_ctas = 1056, .num_threads = 256},
+                                   params, stream_->get()));
+    return buffer;
+  }
+
+  // One set of operands.
+  struct Operands {
+    cuda::Buffer a, a_scale, b, b_scale, d, groups;
+    GemmArgs args;
+    GemmCall call;
+  };
+
+  Result<Operands> make_operands(const BenchCase& c, unsigned seed) {
+    const GemmShape& s = c.shape;
+    const bool fp8 = s.mma == MmaKind::kFp8;
+    const size_t bytes = fp8 ? 1 : 2;
+    const size_t rows = static_cast<size_t>(s.m) *
+                        static_cast<size_t>(s.grouping == Grouping::kMasked ? s.num_groups : 1);
+    Operands o;
+    const auto k = static_cast<size_t>(s.k), n = static_cast<size_t>(s.n),
+               g = static_cast<size_t>(s.num_groups);
+    VOLLEY_TRY(o.a, random_buffer(rows * k * bytes, fp8 ? 0 : 1, 4 * seed));
+    VOLLEY_TRY(o.b, random_buffer(g * n * k * bytes, fp8 ? 0 : 1, 4 * seed + 1));
+    VOLLEY_TRY(o.d, cuda::Buffer::allocate(*context_, rows * n * 2));
+    o.args.shape = s;
+    if (fp8) {
+      VOLLEY_TRY(o.a_scale, random_buffer((rows + 4 * g) * (k / 128) * 4, 2, 4 * seed + 2));
+      VOLLEY_TRY(o.b_scale, random_buffer(g * ((n + 127) / 128) * (k / 128) * 4, 2, 4 * seed + 3));
+      o.args.a_scale = o.a_scale.get();
+      o.args.b_scale = o.b_scale.get();
+    }
+    if (!c.groups.empty()) {
+      VOLLEY_TRY(o.groups, cuda::Buffer::allocate(*context_, c.groups.size() * 4));
+      VOLLEY_TRY_STATUS(o.groups.upload(c.groups.data(), o.groups.bytes()));
+      o.args.groups = o.groups.get();
+    }
+    o.args.a = o.a.get();
+    o.args.b = o.b.get();
+    o.args.d = o.d.get();
+    VOLLEY_TRY(o.call, gemm_->prepare(o.args));
+    return o;
+  }
+
+  // Process time from the first call of prepare() to the first finished product.
+  Result<double> first_product_ms() {
+    BenchCase c = {"", {.m = 16, .n = 4096, .k = 4096}, {}, 16};
+    VOLLEY_TRY(const cuda::Buffer memory, random_buffer(size_t{64} << 20, 0, 1));
+    VOLLEY_TRY_STATUS(context_->synchronize());
+    const auto start = Clock::now();
+    GemmArgs args;
+    args.shape = c.shape;
+    args.a = memory.get();
+    args.b = memory.get() + (1 << 20);
+    args.d = memory.get() + (32 << 20);
+    args.a_scale = memory.get() + (40 << 20);
+    args.b_scale = memory.get() + (48 << 20);
+    VOLLEY_TRY(const GemmCall call, gemm_->prepare(args));
+    VOLLEY_TRY_STATUS(gemm_->launch(call, stream_->get()));
+    VOLLEY_TRY_STATUS(context_->synchronize());
+    return us_since(start) / 1e3;
+  }
+
+  Result<double> copy_gb_s() {
+    std::vector<double> ms;
+    for (int i = 0; i < 12; ++i) {
+      VOLLEY_TRY_STATUS(start_event_.record(*stream_));
+      VOLLEY_TRY_STATUS(flush_.fill(static_cast<unsigned char>(i), *stream_));
+      VOLLEY_TRY_STATUS(end_event_.record(*stream_));
+      VOLLEY_TRY_STATUS(end_event_.synchronize());
+      VOLLEY_TRY(const float elapsed, end_event_.ms_since(start_event_));
+      ms.push_back(elapsed);
+    }
+    return static_cast<double>(flush_.bytes()) / quantile(ms, 0.5) / 1e6;
+  }
+
+  struct Times {
+    double cold_us = 0, cold_p10 = 0, cold_p90 = 0, rot_us = 0;
+  };
+
+  // `launch(set)` puts one product of operand set `set` on the stream.
+  template <class Launch>
+  Result<Times> time_launches(size_t num_sets, double guess_us, Launch&& launch) {
+    Times times;
+    std::vector<double> cold;
+    const int num_cold = guess_us > 300 ? 9 : 21;
+    for (int i = 0; i < num_cold + 2; ++i) {
+      VOLLEY_TRY_STATUS(flush_.fill(static_cast<unsigned char>(i), *stream_));
+      VOLLEY_TRY_STATUS(start_event_.record(*stream_));
+      VOLLEY_TRY_STATUS(launch(static_cast<size_t>(i) % num_sets));
+      VOLLEY_TRY_STATUS(end_event_.record(*stream_));
+      VOLLEY_TRY_STATUS(end_event_.synchronize());
+      VOLLEY_TRY(const float ms, end_event_.ms_since(start_event_));
+      if (i >= 2) cold.push_back(ms * 1e3);
+    }
+    times.cold_us = quantile(cold, 0.5);
+    times.cold_p10 = quantile(cold, 0.1);
+    times.cold_p90 = quantile(cold, 0.9);
+    // Enough launches for two milliseconds, every set equally often.
+    const auto rounds = static_cast<size_t>(
+        std::max(1.0, std::ceil(2000.0 / times.cold_us / static_cast<double>(num_sets))));
+    VOLLEY_TRY(const cuda::Graph graph, cuda::Graph::capture(*stream_, [&]() -> Status {
+                 for (size_t r = 0; r < rounds; ++r) {
+                   for (size_t set = 0; set < num_sets; ++set) VOLLEY_TRY_STATUS(launch(set));
+                 }
+                 return {};
+               }));
+    std::vector<double> rot;
+    for (int i = 0; i < 8; ++i) {
+      VOLLEY_TRY_STATUS(start_event_.record(*stream_));
+      VOLLEY_TRY_STATUS(graph.launch(*stream_));
+      VOLLEY_TRY_STATUS(end_event_.record(*stream_));
+      VOLLEY_TRY_STATUS(end_event_.synchronize());
+      VOLLEY_TRY(const float ms, end_event_.ms_since(start_event_));
+      if (i >= 1) rot.push_back(ms * 1e3 / static_cast<double>(rounds * num_sets));
+    }
+    times.rot_us = quantile(rot, 0.5);
+    return times;
+  }
+
+  // Host time of one launch() into a stream that is already busy.
+  Result<double> host_us(const std::vector<Operands>& sets) {
+    std::vector<double> us;
+    for (int i = 0; i < 20; ++i) {
+      VOLLEY_TRY_STATUS(context_->synchronize());
+      VOLLEY_TRY_STATUS(flush_.fill(0, *stream_));
+      const auto start = Clock::now();
+      for (int j = 0; j < 10; ++j) {
+        VOLLEY_TRY_STATUS(
+            gemm_->launch(sets[static_cast<size_t>(j) % sets.size()].call, stream_->get()));
+      }
+      us.push_back(us_since(start) / 10);
+    }
+    VOLLEY_TRY_STATUS(context_->synchronize());
+    return quantile(us, 0.5);
+  }
+
+  // A few values of the timed kernel's output against the reference: a wrong kernel has no speed.
+  Status spot_check(const BenchCase& c, Operands& o) {
+    if (c.shape.grouping == Grouping::kRowIndex && c.shape.m > 10000) return {};
+    HostProblem host;
+    host.shape = c.shape;
+    host.groups = c.groups;
+    const GemmShape& s = c.shape;
+    VOLLEY_TRY_STATUS(o.d.fill(0xFF, *stream_));
+    VOLLEY_TRY_STATUS(gemm_->launch(o.call, stream_->get()));
+    VOLLEY_TRY_STATUS(context_->synchronize());
+    // One row of A and one of B at a time, in a problem of one row and 128 columns.
+    const bool fp8 = s.mma == MmaKind::kFp8;
+    const size_t row_bytes = static_cast<size_t>(s.k) * (fp8 ? 1 : 2);
+    const auto weights = row_weights(s, c.groups);
+    const int blocks = s.k / 128, n_groups = ceil_div(s.n, 128);
+    for (int i = 0; i < 24; ++i) {
+      const auto rows = static_cast<int64_t>(weights.size());
+      const int64_t row = (i * 7919LL) % rows, col = (i * 104729LL) % s.n;
+      const int weight = weights[static_cast<size_t>(row)];
+      if (weight < 0) continue;
+      HostProblem one;
+      one.shape = {.mma = s.mma, .m = 1, .n = 8, .k = s.k};
+      one.a.resize(row_bytes);
+      one.b.resize(row_bytes);
+      VOLLEY_TRY_STATUS(
+          o.a.download(one.a.data(), row_bytes, static_cast<size_t>(row) * row_bytes));
+      VOLLEY_TRY_STATUS(o.b.download(one.b.data(), row_bytes,
+                                     static_cast<size_t>(weight * int64_t{s.n} + col) * row_bytes));
+      if (fp8) {
+        const int64_t stride = round_up(s.m, 4), slab = row / s.m;
+        one.a_scale_stride = 4;
+        one.a_scale.resize(static_cast<size_t>(blocks) * 4);
+        one.b_scale.resize(static_cast<size_t>(blocks));
+        for (int b = 0; b < blocks; ++b) {
+          VOLLEY_TRY_STATUS(o.a_scale.download(
+              &one.a_scale[static_cast<size_t>(b) * 4], 4,
+              static_cast<size_t>((slab * blocks + b) * stride + row % s.m) * 4));
+        }
+        VOLLEY_TRY_STATUS(o.b_scale.download(
+            one.b_scale.data(), one.b_scale.size() * 4,
+            static_cast<size_t>((weight * int64_t{n_groups} + col / 128) * blocks) * 4));
+      }
+      const std::vector<int32_t> only = {0};
+      const ReferenceValue want = reference_value(one, only, 0, 0);
+      uint16_t bits = 0;
+      VOLLEY_TRY_STATUS(o.d.download(&bits, 2, static_cast<size_t>(row * s.n + col) * 2));
+      const double got = std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+      if (!(std::fabs(got - want.value) <= error_bound(one.shape, want))) {
+        return make_error(ErrorKind::kIo, "{} is wrong at ({}, {}): got {}, reference {}",
+                          config_name(o.call.config), row, col, got, want.value);
+      }
+    }
+    return {};
+  }
+
+  Result<Json> time_case(const BenchCase& c) {
+    const GemmShape& s = c.shape;
+    const double in_bytes = s.mma == MmaKind::kFp8 ? 1 : 2;
+    const double groups = s.num_groups;
+    const double bytes = c.rows * s.k * in_bytes + groups * s.n * s.k * in_bytes + c.rows * s.n * 2;
+    const double flops = 2 * c.rows * s.n * s.k;
+    const auto num_sets = static_cast<size_t>(std::clamp(
+        std::ceil(3.0 * static_cast<double>(context_->info().l2_bytes) / bytes) + 1, 2.0, 64.0));
+    std::vector<Operands> sets;
+    for (size_t i = 0; i < num_sets; ++i) {
+      VOLLEY_TRY(Operands o, make_operands(c, static_cast<unsigned>(i + 1)));
+      sets.push_back(std::move(o));
+    }
+    const auto ranked = rank_configs(s, gemm_->device());
+    VOLLEY_TRY_STATUS(spot_check(c, sets[0]));
+    VOLLEY_TRY(const Times ours, time_launches(num_sets, ranked[0].us, [&](size_t set) {
+                 return gemm_->launch(sets[set].call, stream_->get());
+               }));
+    VOLLEY_TRY(const double host, host_us(sets));
+    Json row;
+    row["group"] = c.group;
+    row["mma"] = s.mma == MmaKind::kFp8 ? "fp8" : "bf16";
+    row["m"] = s.m;
+    row["n"] = s.n;
+    row["k"] = s.k;
+    row["groups"] = s.num_groups;
+    row["rows"] = c.rows;
+    row["config"] = config_name(sets[0].call.config);
+    row["model_us"] = ranked[0].us;
+    row["cold_us"] = ours.cold_us;
+    row["cold_p10_us"] = ours.cold_p10;
+    row["cold_p90_us"] = ours.cold_p90;
+    row["rot_us"] = ours.rot_us;
+    row["tflops_cold"] = flops / ours.cold_us / 1e6;
+    row["gb_s_rot"] = bytes / ours.rot_us / 1e3;
+    row["host_us"] = host;
+    double ratio = 0;
+    Times theirs;
+    if (peer_ != nullptr && s.grouping == Grouping::kDense && s.m >= 1) {
+      if (const Status prepared = peer_->prepare(s); !prepared) {
+        row["cublaslt_error"] = prepared.error().message;
+      } else {
+        VOLLEY_TRY(theirs, time_launches(num_sets, ours.cold_us, [&](size_t set) {
+                     const Operands& o = sets[set];
+                     return peer_->launch(o.a.get(), o.b.get(), o.d.get(), stream_->get());
+                   }));
+        row["cublaslt_cold_us"] = theirs.cold_us;
+        row["cublaslt_rot_us"] = theirs.rot_us;
+        ratio = theirs.rot_us / ours.rot_us;
+        cold_log_sum_ += std::log(theirs.cold_us / ours.cold_us);
+        rot_log_sum_ += std::log(ratio);
+        ++ratio_count_;
+      }
+    }
+    fmt::print(
+        "{:<19} {:>6} {:>6} {:>6} {:>3}  {:>8.1f} {:>8.1f} {:>8.0f} {:>7.0f} {:>6.1f}  {:>8.1f} "
+        "{:>8.1f} "
+        "{:>6.2f}  {}\n",
+        c.group, s.m, s.n, s.k, s.num_groups, ours.cold_us, ours.rot_us, flops / ours.cold_us / 1e6,
+        bytes / ours.rot_us / 1e3, ranked[0].us, theirs.cold_us, theirs.rot_us, ratio,
+        config_name(sets[0].call.config));
+    Json searched = Json::array();
+    for (size_t i = 1; i < ranked.size() && i < static_cast<size_t>(options_.search); ++i) {
+      for (Operands& o : sets) {
+        o.args.config = ranked[i].config;
+        VOLLEY_TRY(o.call, gemm_->prepare(o.args));
+      }
+      VOLLEY_TRY(const Times other, time_launches(num_sets, ours.cold_us, [&](size_t set) {
+                   return gemm_->launch(sets[set].call, stream_->get());
+                 }));
+      searched.push_back(Json{{"config", config_name(ranked[i].config)},
+                              {"model_us", ranked[i].us},
+                              {"cold_us", other.cold_us},
+                              {"rot_us", other.rot_us}});
+      if (other.rot_us < 0.98 * ours.rot_us) {
+        fmt::print("    {:.1f} cold {:.1f} rot (model {:.1f}): {}\n", other.cold_us, other.rot_us,
+                   ranked[i].us, config_name(ranked[i].config));
+      }
+    }
+    if (!searched.empty()) row["searched"] = std::move(searched);
+    std::fflush(stdout);
+    return row;
+  }
+
+  Options options_;
+  std::unique_ptr<cuda::Driver> driver_;
+  std::optional<cuda::Context> context_;
+  std::optional<cuda::Stream> stream_;
+  cuda::Event start_event_, end_event_;
+  std::optional<jit::KernelLibrary> kernels_;
+  std::unique_ptr<Gemm> gemm_;
+  cuda::Module fill_module_;
+  cuda::Kernel fill_;
+  cuda::Buffer flush_;
+  std::unique_ptr<CublasLtPeer> peer_;
+  double cold_log_sum_ = 0, rot_log_sum_ = 0;
+  int ratio_count_ = 0;
+};
+
+Result<Options> parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const auto value = [&]() -> std::string { return i + 1 < argc ? argv[++i] : ""; };
+    if (word == "--json") {
+      options.json = value();
+    } else if (word == "--bundle") {
+      options.bundle = value();
+    } else if (word == "--filter") {
+      options.filter = value();
+    } else if (word == "--search") {
+      options.search = std::atoi(value().c_str());
+    } else if (word == "--skip-peer") {
+      options.skip_peer = true;
+    } else if (word == "--bf16") {
+      options.bf16 = true;
+    } else {
+      return invalid(
+          "unknown argument {}; expected --json FILE, --bundle FILE, --filter TEXT, "
+          "--search N, --skip-peer, --bf16",
+          word);
+    }
+  }
+  return options;
+}
+
+}  // namespace
+}  // namespace volley::gemm
+
+int main(int argc, char** argv) {
+  const auto options = volley::gemm::parse(argc, argv);
+  if (!options) {
+    fmt::print(stderr, "gemm_bench: {}\n", options.error().message);
+    return 2;
+  }
+  const volley::Status status = volley::gemm::Bench(*options).run();
+  if (!status) {
+    const bool no_device = status.error().kind == volley::ErrorKind::kUnsupported;
+    fmt::print(stderr, "gemm_bench: {}{}\n", no_device ? "not run: " : "", status.error().message);
+    return no_device ? 77 : 1;
+  }
+  return 0;
+}

@@ -1,0 +1,318 @@
+// The library around the kernels, without a GPU: a stand-in driver (cuda/fake_driver.h) records
+// what would have been launched.
+
+#include "gemm/gemm.h"
+
+#include <dlfcn.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <random>
+
+#include "cuda/fake_driver.h"
+#include "gemm/kernel_text.h"
+#include "gemm/quantize.h"
+#include "gemm/reference.h"
+#include "tensor/float_formats.h"
+
+namespace volley::gemm {
+namespace {
+
+using testing::HasSubstr;
+
+class NoCompiler : public jit::Compiler {
+ public:
+  const std::string& id() const override { return id_; }
+  Result<jit::Compiled> compile(const jit::KernelSource&, std::string_view) const override {
+    return jit::Compiled{.cubin =
+                             "\x7f"
+                             "ELF"};  // all the stand-in driver asks for
+  }
+
+ private:
+  std::string id_ = "none";
+};
+
+class GemmTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto driver = cuda::Driver::load(VOLLEY_FAKE_DRIVER);
+    ASSERT_TRUE(driver) << driver.error().message;
+    driver_ = std::move(*driver);
+    library_ = ::dlopen(VOLLEY_FAKE_DRIVER, RTLD_NOW);
+    log_ =
+        reinterpret_cast<cuda::FakeDriverLog* (*)()>(::dlsym(library_, "volley_fake_driver_log"))();
+    context_.emplace(*cuda::Context::open(*driver_));
+    kernels_.emplace(jit::KernelLibraryOptions{}, std::nullopt, std::nullopt,
+                     std::make_unique<NoCompiler>());
+    gemm_ = *Gemm::create(*context_, *kernels_);
+  }
+  void TearDown() override {
+    gemm_.reset();
+    context_.reset();
+    ::dlclose(library_);
+  }
+
+  static GemmArgs args(const GemmShape& shape) {
+    return {.shape = shape,
+            .a = 0x1000,
+            .a_scale = 0x2000,
+            .b = 0x3000,
+            .b_scale = 0x4000,
+            .d = 0x5000,
+            .groups = 0x6000};
+  }
+
+  std::unique_ptr<cuda::Driver> driver_;
+  void* library_ = nullptr;
+  cuda::FakeDriverLog* log_ = nullptr;
+  std::optional<cuda::Context> context_;
+  std::optional<jit::KernelLibrary> kernels_;
+  std::unique_ptr<Gemm> gemm_;
+};
+
+TEST_F(GemmTest, LaunchesWhatWasPlanned) {
+  const GemmShape shape = {.m = 4096, .n = 7168, .k = 16384};
+  const auto call = gemm_->prepare(args(shape));
+  ASSERT_TRUE(call) << call.error().message;
+  ASSERT_TRUE(gemm_->launch(*call, nullptr));
+  EXPECT_EQ(log_->last_launch.cta_x, static_cast<unsigned>(call->config.num_threads()));
+  EXPECT_EQ(log_->last_launch.smem_bytes,
+            static_cast<unsigned>(smem_layout(call->config).total_bytes));
+  EXPECT_EQ(log_->last_cluster, static_cast<unsigned>(call->config.cluster()));
+  EXPECT_LE(log_->last_launch.grid_x, 132U * static_cast<unsigned>(call->config.ctas_per_sm));
+  EXPECT_EQ(log_->last_launch.grid_x % log_->last_cluster, 0U);
+  // A's map: [4096 rows][16384], boxes of 128 columns.
+  EXPECT_EQ(call->a_map.opaque[0], 0x1000U);
+  EXPECT_EQ(call->a_map.opaque[2], 16384U);
+  EXPECT_EQ(call->a_map.opaque[3], 4096U);
+  EXPECT_EQ(call->a_map.opaque[7], 128U);
+  EXPECT_EQ(call->a_map.opaque[8],
+            static_cast<uint64_t>(call->config.tile_m / call->config.multicast));
+  EXPECT_EQ(call->scale_map.opaque[3], 128U) << "one row of scales for each 128 of k";
+  EXPECT_EQ(call->d_map.opaque[2], 7168U);
+}
+
+TEST_F(GemmTest, GridsAreNoLargerThanTheWork) {
+  const auto call = gemm_->prepare(args({.m = 1, .n = 8, .k = 128}));
+  ASSERT_TRUE(call);
+  EXPECT_EQ(call->dims.num_ctas, static_cast<uint32_t>(call->config.cluster()));
+}
+
+TEST_F(GemmTest, WrongArgumentsAreNamed) {
+  const GemmShape shape = {.m = 64, .n = 256, .k = 512};
+  const auto objection = [&](auto change) {
+    GemmArgs changed = args(shape);
+    change(changed);
+    const auto call = gemm_->prepare(changed);
+    return call ? std::string() : call.error().message;
+  };
+  EXPECT_EQ(objection([](auto&) {}), "");
+  EXPECT_THAT(objection([](auto& a) { a.a = 0x1008; }), HasSubstr("a is 0x1008"));
+  EXPECT_THAT(objection([](auto& a) { a.b = 0; }), HasSubstr("b is 0x0"));
+  EXPECT_THAT(objection([](auto& a) { a.d = 4; }), HasSubstr("d is 0x4"));
+  EXPECT_THAT(objection([](auto& a) { a.a_stride = 500; }), HasSubstr("a_stride is 500"));
+  EXPECT_THAT(objection([](auto& a) { a.d_stride = 257; }), HasSubstr("d_stride is 257"));
+  EXPECT_THAT(objection([](auto& a) { a.a_scale_stride = 60; }), HasSubstr("a_scale_stride is 60"));
+  EXPECT_THAT(objection([](auto& a) { a.shape.n = 250; }), HasSubstr("n is 250"));
+  EXPECT_THAT(objection([](auto& a) { a.a_scale = 0; }), HasSubstr("a_scale is 0x0"));
+  EXPECT_THAT(objection([](auto& a) { a.shape.grouping = Grouping::kMasked, a.groups = 2; }),
+              HasSubstr("groups is 0x2"));
+  EXPECT_THAT(objection([](auto& a) { a.config = GemmConfig{.mma = MmaKind::kBf16}; }),
+              HasSubstr("does not compute this shape"));
+}
+
+TEST_F(GemmTest, NoRowsNothingToLaunch) {
+  const auto call = gemm_->prepare(args({.m = 0, .n = 256, .k = 512}));
+  ASSERT_TRUE(call);
+  const int64_t before = log_->num_launches;
+  EXPECT_TRUE(gemm_->launch(*call, nullptr));
+  EXPECT_EQ(log_->num_launches, before);
+}
+
+TEST_F(GemmTest, AfterAWarmUpNothingCompiles) {
+  const std::vector<GemmShape> shapes = {{.m = 512, .n = 6144, .k = 4096}};
+  ASSERT_TRUE(gemm_->warm_up(shapes, 2, nullptr));
+  const int64_t compiled = kernels_->stats().num_compiled;
+  EXPECT_GT(compiled, 1);
+  for (int m = 1; m <= 512; ++m) {
+    GemmShape shape = shapes[0];
+    shape.m = m;
+    ASSERT_TRUE(gemm_->prepare(args(shape)));
+  }
+  EXPECT_EQ(kernels_->stats().num_compiled, compiled);
+}
+
+TEST_F(GemmTest, ALaunchCostsTheHostLittle) {
+  const auto call = gemm_->prepare(args({.m = 64, .n = 6144, .k = 4096}));
+  ASSERT_TRUE(call);
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 10000; ++i) (void)gemm_->launch(*call, nullptr);
+  const std::chrono::duration<double, std::micro> elapsed =
+      std::chrono::steady_clock::now() - start;
+  EXPECT_LT(elapsed.count() / 10000, 2.0) << "microseconds a launch, the driver's own cost aside";
+}
+
+TEST(KernelText, TheClosureHoldsEveryDeviceHeader) {
+  const auto source = kernel_source(*choose_config({.m = 64, .n = 2112, .k = 7168}, DeviceSpec{}));
+  const auto closure = jit::include_closure(source);
+  ASSERT_TRUE(closure) << closure.error().message;
+  EXPECT_EQ(closure->size(), source.headers.size());
+}
+
+TEST(KernelText, TheInstructionNamesEveryRegister) {
+  const std::string text = wgmma_header(MmaKind::kFp8, 24);
+  EXPECT_THAT(text,
+              HasSubstr("m64n24k32.f32.e4m3.e4m3 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}"
+                        ", %12, %13, p, 1, 1;"));
+  EXPECT_THAT(text, HasSubstr("setp.ne.b32 p, %14, 0;"));
+  EXPECT_THAT(wgmma_header(MmaKind::kBf16, 8), HasSubstr("k16.f32.bf16.bf16"));
+}
+
+// Real machine code for every kernel family: nothing spilled to memory, nothing serialised.
+TEST(KernelText, KernelsCompileWithoutSpills) {
+  auto nvrtc = jit::load_nvrtc();
+  if (!nvrtc) GTEST_SKIP() << "not run: " << nvrtc.error().message;
+  std::vector<GemmConfig> configs;
+  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16}) {
+    // The heaviest users of registers, and one of every other kind.
+    std::vector<GemmShape> shapes = {
+        {.mma = mma, .m = 8192, .n = 8192, .k = 8192},
+        {.mma = mma, .m = 4096, .n = 2112, .k = 7168},
+        {.mma = mma, .m = 64, .n = 2112, .k = 7168},
+        {.mma = mma, .m = 1, .n = 24576, .k = 4096},
+        {.mma = mma, .out = OutKind::kF32, .m = 100, .n = 4096, .k = 4096}};
+    for (const Grouping grouping : {Grouping::kRowIndex, Grouping::kPrefixSum, Grouping::kMasked}) {
+      shapes.push_back({.mma = mma,
+                        .grouping = grouping,
+                        .m = 4096,
+                        .n = 4096,
+                        .k = 7168,
+                        .num_groups = 8,
+                        .expected_m = 64});
+    }
+    for (const GemmShape& shape : shapes) {
+      const auto ranked = rank_configs(shape, DeviceSpec{});
+      configs.push_back(ranked.front().config);
+      const auto most =
+          std::max_element(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) {
+            return a.config.accumulator_floats() < b.config.accumulator_floats();
+          });
+      configs.push_back(most->config);
+    }
+  }
+  for (const GemmConfig& config : configs) {
+    jit::KernelSource source = kernel_source(config);
+    source.flags = {"--ptxas-options=-v"};
+    const auto compiled = (*nvrtc)->compile(source, "sm_90a");
+    ASSERT_TRUE(compiled) << compiled.error().message;
+    EXPECT_THAT(compiled->log, HasSubstr("0 bytes spill stores, 0 bytes spill loads"))
+        << source.name;
+    EXPECT_THAT(compiled->log, testing::Not(HasSubstr("serialized"))) << source.name;
+    EXPECT_THAT(compiled->log, testing::Not(HasSubstr("warning"))) << source.name;
+  }
+}
+
+TEST(Quantize, RowsKeepWithinHalfAStepAndScalesAreMMajor) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  constexpr int64_t kM = 5, kK = 384;
+  std::vector<float> x(kM * kK);
+  for (float& value : x) value = normal(random);
+  x[3] = 1000;
+  const auto q = quantize_rows(x, kM, kK);
+  ASSERT_TRUE(q);
+  EXPECT_EQ(q->scale_stride, 8);
+  for (int64_t r = 0; r < kM; ++r) {
+    for (int64_t c = 0; c < kK; ++c) {
+      const float scale = q->scales[static_cast<size_t>(c / 128 * 8 + r)];
+      const float got = e4m3_to_float(q->values[static_cast<size_t>(r * kK + c)]) * scale;
+      const float want = x[static_cast<size_t>(r * kK + c)];
+      EXPECT_NEAR(got, want, std::max(std::fabs(want) / 16, scale / 512));
+    }
+  }
+  EXPECT_FLOAT_EQ(q->scales[0], 1000.0F / 448);
+  EXPECT_EQ(q->scales[5], 0) << "padding";
+  const auto powers = quantize_rows(x, kM, kK, true);
+  for (const float scale : powers->scales) {
+    if (scale == 0) continue;  // padding
+    EXPECT_EQ(std::exp2(std::round(std::log2(scale))), scale);
+  }
+  EXPECT_GE(powers->scales[0], q->scales[0]);
+}
+
+TEST(Quantize, ZerosAndEdges) {
+  const auto zeros = quantize_rows(std::vector<float>(128), 1, 128);
+  ASSERT_TRUE(zeros);
+  EXPECT_FLOAT_EQ(zeros->scales[0], 1e-4F / 448);
+  EXPECT_EQ(zeros->values[7], 0);
+  EXPECT_FALSE(quantize_rows(std::vector<float>(100), 1, 100));
+  EXPECT_FALSE(quantize_rows(std::vector<float>(100), 1, 128));
+  EXPECT_TRUE(quantize_rows({}, 0, 128));
+  // 130 rows: the last two make a group of their own.
+  std::vector<float> w(130 * 128, 1.0F);
+  w[129 * 128] = 8;
+  const auto weight = quantize_weight(w, 1, 130, 128);
+  ASSERT_TRUE(weight);
+  ASSERT_EQ(weight->scales.size(), 2U);
+  EXPECT_FLOAT_EQ(weight->scales[0], 1.0F / 448);
+  EXPECT_FLOAT_EQ(weight->scales[1], 8.0F / 448);
+}
+
+TEST(Quantize, ScalesMoveToTheMMajorLayout) {
+  const std::vector<float> row_major = {1, 2, 3, 4, 5, 6};
+  const auto moved = scales_to_m_major(row_major, 3, 2, 4);
+  ASSERT_TRUE(moved);
+  EXPECT_THAT(*moved, testing::ElementsAre(1, 3, 5, 0, 2, 4, 6, 0));
+  EXPECT_FALSE(scales_to_m_major(row_major, 3, 2, 5));
+  EXPECT_FALSE(scales_to_m_major(row_major, 4, 2, 4));
+}
+
+TEST(Reference, AgreesWithProductsOfTheUnquantisedMatrices) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  constexpr int kM = 3, kN = 16, kK = 256;
+  std::vector<float> a(kM * kK), b(kN * kK);
+  for (float& value : a) value = normal(random);
+  for (float& value : b) value = normal(random);
+  HostProblem problem;
+  problem.shape = {.m = kM, .n = kN, .k = kK};
+  const auto qa = quantize_rows(a, kM, kK);
+  const auto qb = quantize_weight(b, 1, kN, kK);
+  problem.a = qa->values;
+  problem.a_scale = qa->scales;
+  problem.a_scale_stride = qa->scale_stride;
+  problem.b = qb->values;
+  problem.b_scale = qb->scales;
+  const auto weights = row_weights(problem.shape, {});
+  for (int r = 0; r < kM; ++r) {
+    for (int c = 0; c < kN; ++c) {
+      double want = 0;
+      for (int i = 0; i < kK; ++i) want += double{a[r * kK + i]} * b[c * kK + i];
+      const ReferenceValue got = reference_value(problem, weights, r, c);
+      EXPECT_NEAR(got.value, want, 2.5) << "e4m3 keeps 4 bits: about 4% of each of 256 products";
+      EXPECT_GE(got.magnitude, std::fabs(got.value));
+    }
+  }
+}
+
+TEST(Reference, KnowsWhichWeightARowMeets) {
+  EXPECT_THAT(
+      row_weights({.grouping = Grouping::kMasked, .m = 3, .n = 8, .k = 128, .num_groups = 2},
+                  std::vector<int32_t>{1, 9}),
+      testing::ElementsAre(0, -1, -1, 1, 1, 1));
+  EXPECT_THAT(row_weights({.grouping = Grouping::kPrefixSum,
+                           .m = 24,
+                           .n = 8,
+                           .k = 128,
+                           .num_groups = 3,
+                           .group_align = 8},
+                          std::vector<int32_t>{3, 3, 10}),
+              testing::ElementsAre(0, 0, 0, -1, -1, -1, -1, -1, 2, 2, -1, -1, -1, -1, -1, -1, -1,
+                                   -1, -1, -1, -1, -1, -1, -1));
+}
+
+}  // namespace
+}  // namespace volley::gemm

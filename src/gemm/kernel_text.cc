@@ -1,0 +1,73 @@
+#include "gemm/kernel_text.h"
+
+#include <utility>
+
+namespace volley::gemm {
+
+// The headers under gemm/device/, by name (embedded by CMakeLists.txt).
+const std::pair<std::string_view, std::string_view>* device_headers_begin();
+const std::pair<std::string_view, std::string_view>* device_headers_end();
+
+namespace {
+
+std::string initializer(const GemmConfig& c) {
+  return fmt::format(
+      "MmaKind({}), OutKind({}), Grouping({}), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}",
+      static_cast<int>(c.mma), static_cast<int>(c.out), static_cast<int>(c.grouping), c.swap_ab,
+      c.tile_m, c.tile_n, c.num_stages, c.segments, c.split_k, c.multicast, c.raster,
+      c.store_chunks, c.ctas_per_sm);
+}
+
+}  // namespace
+
+std::string wgmma_header(MmaKind mma, int n) {
+  const int registers = n / 2;
+  std::string names, operands;
+  for (int i = 0; i < registers; ++i) {
+    names += fmt::format("{}%{}", i > 0 ? ", " : "", i);
+    operands += fmt::format("{}\"+f\"(d[{}])", i > 0 ? ", " : "", i);
+  }
+  const bool fp8 = mma == MmaKind::kFp8;
+  return fmt::format(
+      R"(#pragma once
+#include "gemm/device/portable.h"
+namespace volley::gemm {{
+// d = a b^T (+ d when `accumulate`): 64 x {} floats over a warpgroup.
+__device__ __forceinline__ void wgmma(float (&d)[{}], u64 a, u64 b, int accumulate) {{
+  asm volatile(
+      "{{\n.reg .pred p;\nsetp.ne.b32 p, %{}, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n{}k{}.f32.{} {{{}}}, %{}, %{}, p, 1, 1{};\n}}\n"
+      : {}
+      : "l"(a), "l"(b), "r"(accumulate));
+}}
+}}  // namespace volley::gemm
+)",
+      n, registers, registers + 2, n, fp8 ? 32 : 16, fp8 ? "e4m3.e4m3" : "bf16.bf16", names,
+      registers, registers + 1, fp8 ? "" : ", 0, 0", operands);
+}
+
+jit::KernelSource kernel_source(const GemmConfig& config) {
+  jit::KernelSource source;
+  source.name = config_name(config);
+  source.entry = kKernelEntry;
+  source.text = fmt::format(
+      R"(#include "gemm/device/sm90/gemm_kernel.h"
+namespace volley::gemm {{
+extern "C" __global__ void __launch_bounds__({}, {})
+{}(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
+            const __grid_constant__ TensorMap scale_map, const __grid_constant__ TensorMap d_map,
+            const __grid_constant__ GemmParams params) {{
+  run_gemm<GemmConfig{{{}}}>(a_map, b_map, scale_map, d_map, params);
+}}
+}}  // namespace volley::gemm
+)",
+      config.num_threads(), config.ctas_per_sm, kKernelEntry, initializer(config));
+  for (auto header = device_headers_begin(); header != device_headers_end(); ++header) {
+    source.headers.push_back({std::string(header->first), std::string(header->second)});
+  }
+  source.headers.push_back(
+      {"gemm/device/sm90/wgmma_instruction.h", wgmma_header(config.mma, config.mma_n())});
+  return source;
+}
+
+}  // namespace volley::gemm
