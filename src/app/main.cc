@@ -8,6 +8,7 @@
 #include "app/bench_serve.h"
 #include "app/commands.h"
 #include "app/model_folders.h"
+#include "app/kernels.h"
 #include "app/options.h"
 #include "app/serve.h"
 #include "base/log.h"
@@ -69,6 +70,10 @@ int run_program(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   if (!words.empty() && words[0] == "serve") {  // has a config file and an environment of its own
     const auto code = run_serve({words.begin() + 1, words.end()}, environment_variable);
+    return code ? *code : report(code.error());
+  }
+  if (!words.empty() && words[0] == "kernels") {
+    const auto code = run_kernels({words.begin() + 1, words.end()});
     return code ? *code : report(code.error());
   }
   if (words.size() > 1 && words[0] == "bench" && words[1] == "serve") {

@@ -590,6 +590,7 @@ Result<Options> parse_options(std::vector<std::string> arguments) {
   app.set_version_flag("--version", "volley 0.1.0");
   app.footer(
       "volley serve TARGET is an OpenAI-compatible server, volley bench serve puts load on one.\n"
+      "volley kernels compiles and explains matrix kernels for Hopper GPUs.\n"
       "Each command has its own help: volley generate --help\n"
       "Exit codes: 0 done, 1 it failed (or answers differ), 2 bad input.");
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);

@@ -18,13 +18,14 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 
-#define VOLLEY_CUBLASLT_CALLS(V)                                                                \
-  V(cublasLtCreate)                                                                             \
-  V(cublasLtDestroy)                                                                            \
-  V(cublasLtGetVersion) V(cublasLtMatmulDescCreate) V(cublasLtMatmulDescSetAttribute)           \
-      V(cublasLtMatmulDescDestroy) V(cublasLtMatrixLayoutCreate) V(cublasLtMatrixLayoutDestroy) \
-          V(cublasLtMatmulPreferenceCreate) V(cublasLtMatmulPreferenceSetAttribute)             \
-              V(cublasLtMatmulPreferenceDestroy) V(cublasLtMatmulAlgoGetHeuristic)              \
+#define VOLLEY_CUBLASLT_CALLS(V)                                                             \
+  V(cublasLtCreate)                                                                          \
+  V(cublasLtDestroy)                                                                         \
+  V(cublasLtGetVersion)                                                                      \
+  V(cublasLtMatmulDescCreate) V(cublasLtMatmulDescSetAttribute) V(cublasLtMatmulDescDestroy) \
+      V(cublasLtMatrixLayoutCreate) V(cublasLtMatrixLayoutDestroy)                           \
+          V(cublasLtMatmulPreferenceCreate) V(cublasLtMatmulPreferenceSetAttribute)          \
+              V(cublasLtMatmulPreferenceDestroy) V(cublasLtMatmulAlgoGetHeuristic)           \
                   V(cublasLtMatmul)
 
 struct Calls {
