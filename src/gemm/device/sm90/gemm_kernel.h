@@ -63,7 +63,7 @@ struct RingPosition {
 };
 
 template <GemmConfig C>
-struct Gemm {
+struct GemmKernel {
   static constexpr SmemLayout kSmem = smem_layout(C);
   static constexpr int kN = C.mma_n();
   static constexpr int kAccum = kN / 2;  // floats of one 64 x kN fragment a thread
@@ -532,7 +532,7 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
   static_assert(C.valid());
   extern __shared__ unsigned char dynamic_smem[];
   const u32 smem = (smem_address(dynamic_smem) + 1023) & ~1023u;
-  const Gemm<C> gemm = {smem, C.cluster() > 1 ? cluster_rank() : 0, params};
+  const GemmKernel<C> gemm = {smem, C.cluster() > 1 ? cluster_rank() : 0, params};
   const int warpgroup = warpgroup_index();
   if (threadIdx.x == 0) gemm.init_barriers();
   if (C.cluster() > 1) {

@@ -1,0 +1,95 @@
+#include "gemm/emulated/kernels.h"
+
+#include <array>
+#include <utility>
+
+#include "gemm/device/sm90/gemm_kernel.h"
+
+namespace volley::gemm {
+
+unsigned char dynamic_smem[1];
+
+namespace emulated {
+namespace {
+
+using enum MmaKind;
+using enum Grouping;
+constexpr OutKind kOutBf16 = OutKind::kBf16, kOutF32 = OutKind::kF32;
+constexpr MmaKind kMmaBf16 = MmaKind::kBf16;
+
+// mma, out, grouping, swap, tile_m, tile_n, stages, segments, split, multicast, raster, chunks,
+// ctas/SM. Few stages, so that the ring turns over within a tile.
+constexpr std::array kConfigs = {
+    GemmConfig{kFp8, kOutBf16, kDense, false, 128, 128, 3, 1, false, 1, 2, 2, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, false, 128, 128, 3, 1, false, 2, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, false, 256, 128, 2, 1, false, 2, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, false, 64, 64, 4, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 8, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 24, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 64, 128, 3, 1, false, 2, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 128, 64, 3, 1, false, 1, 2, 1, 1},
+    // One weight plan of four segments, in one CTA and over a cluster.
+    GemmConfig{kFp8, kOutBf16, kDense, false, 128, 128, 3, 4, false, 2, 2, 2, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 16, 64, 3, 4, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 8, 64, 3, 4, true, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 48, 128, 3, 4, true, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 64, 64, 3, 2, true, 1, 2, 1, 2},
+    GemmConfig{kFp8, kOutF32, kDense, false, 128, 64, 3, 2, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutF32, kDense, true, 32, 64, 3, 2, true, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kRowIndex, false, 128, 128, 3, 1, false, 2, 2, 2, 1},
+    GemmConfig{kFp8, kOutBf16, kRowIndex, true, 32, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kPrefixSum, false, 64, 128, 3, 1, false, 1, 2, 2, 1},
+    GemmConfig{kFp8, kOutBf16, kPrefixSum, true, 16, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kMasked, false, 128, 128, 3, 1, false, 2, 2, 2, 1},
+    GemmConfig{kFp8, kOutBf16, kMasked, true, 32, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kDense, false, 128, 256, 2, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kDense, false, 128, 128, 3, 1, false, 2, 2, 2, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kDense, false, 256, 128, 2, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kDense, true, 16, 64, 4, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kDense, false, 128, 64, 3, 4, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kDense, true, 24, 128, 3, 4, true, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutF32, kDense, false, 64, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kMasked, true, 32, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutBf16, kPrefixSum, false, 64, 192, 3, 1, false, 1, 2, 1, 1},
+};
+
+TensorMap kernel_map(const cuda::TensorMap& map) {
+  TensorMap copy;
+  std::memcpy(copy.opaque, map.opaque, sizeof(copy.opaque));
+  return copy;
+}
+
+template <size_t kIndex>
+Status run_one(const GemmCall& call, uint64_t seed) {
+  const TensorMap a = kernel_map(call.a_map), b = kernel_map(call.b_map),
+                  scale = kernel_map(call.scale_map), d = kernel_map(call.d_map);
+  return run_grid({.num_ctas = static_cast<int>(call.dims.num_ctas),
+                   .cluster_size = static_cast<int>(call.dims.cluster_size),
+                   .num_threads = static_cast<int>(call.dims.num_threads),
+                   .smem_bytes = static_cast<int>(call.dims.smem_bytes) + 16,
+                   .mma = call.config.mma,
+                   .seed = seed},
+                  [&] { run_gemm<kConfigs[kIndex]>(a, b, scale, d, call.params); });
+}
+
+template <size_t... kIndices>
+Status dispatch(const GemmCall& call, uint64_t seed, std::index_sequence<kIndices...>) {
+  Status status = make_error(ErrorKind::kUnsupported, "{} is not compiled for the CPU",
+                             config_name(call.config));
+  ((kConfigs[kIndices] == call.config ? void(status = run_one<kIndices>(call, seed)) : void()),
+   ...);
+  return status;
+}
+
+}  // namespace
+
+Status run_call(const GemmCall& call, uint64_t seed) {
+  return dispatch(call, seed, std::make_index_sequence<kConfigs.size()>());
+}
+
+std::span<const GemmConfig> configs() {
+  return kConfigs;
+}
+
+}  // namespace emulated
+}  // namespace volley::gemm
