@@ -190,7 +190,10 @@ Result<GemmCall> Gemm::prepare(const GemmArgs& arguments) {
   VOLLEY_TRY_STATUS(encode_maps(context_.driver(), args, call));
   call.kernel = loaded->kernel.function;
   const int cluster = call.config.cluster();
-  const int64_t clusters = std::min<int64_t>(loaded->max_clusters, max_units(shape, call.config));
+  // What the device holds may be more than the configuration means to run on an SM.
+  const int64_t planned = device_.num_sms * call.config.ctas_per_sm / cluster;
+  const int64_t clusters =
+      std::min({int64_t{loaded->max_clusters}, planned, max_units(shape, call.config)});
   call.dims = {.num_ctas = static_cast<uint32_t>(clusters * cluster),
                .num_threads = static_cast<uint32_t>(call.config.num_threads()),
                .cluster_size = static_cast<uint32_t>(cluster),

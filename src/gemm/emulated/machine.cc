@@ -39,6 +39,7 @@ struct Wgmma {
   int n = 0;
   bool accumulate = false;
   int group = 0;
+  int64_t patience = -1;  // polls until the tensor core gets to it
   bool done = false;
 };
 struct Warpgroup {
@@ -179,6 +180,8 @@ class Machine {
     }
     progressed_ = true;
   }
+  int64_t random(uint64_t below) { return static_cast<int64_t>(random_() % below); }
+  void stay_awake() { progressed_ = true; }
   void queue(const BoxLoad& load) { loads_.push_back(load); }
   void execute(Wgmma& op, const Cta& cta);
   void execute(const BoxStore& store);
@@ -232,7 +235,7 @@ Status Machine::run() {
     num_left = 0;
     for (const size_t w : order) {
       if (random_() % 4 == 0) {
-        progressed_ = true;  // this warp sleeps for a round
+        // This warp sleeps for a round.
         num_left += kWarp;
         continue;
       }
@@ -257,7 +260,7 @@ Status Machine::run() {
     for (const Fiber& fiber : fibers_) all_done = all_done && fiber.done;
     if (all_done) break;
     idle_rounds = progressed_ ? 0 : idle_rounds + 1;
-    if (idle_rounds > 3) {
+    if (idle_rounds > 100) {  // sleepers had every chance to wake
       std::map<std::string, int> waits;
       for (const Fiber& fiber : fibers_) {
         if (!fiber.done)
@@ -549,7 +552,15 @@ void wait_wgmma(int pending) {
   for (int call = 0; call < self.num_wgmma; ++call) {
     const auto at = static_cast<size_t>(call);
     if (ops[at].done || ops[at].group >= finished) continue;
-    machine->wait("wgmma", [&] { return ops[at].num_threads == kWarpgroup; });
+    machine->wait("wgmma", [&] {
+      Wgmma& op = ops[at];
+      if (op.done) return true;
+      if (op.num_threads < kWarpgroup) return false;
+      // Late, so that operands which are overwritten too soon are seen to be.
+      if (op.patience < 0) op.patience = machine->random(6) * kWarpgroup;
+      machine->stay_awake();
+      return op.patience-- == 0;
+    });
     if (!ops[at].done) machine->execute(ops[at], cta);
   }
 }
