@@ -18,6 +18,7 @@ constexpr int kMaxConcurrency = 1024;
 // What CLI11 fills and parse_options() then checks: values whose text needs a parser of ours.
 struct RawValues {
   std::string draft_length = "auto";
+  bool no_draft_branches = false;
   std::string draft_sampling = "coupled";
   std::string speculative_config;
   std::string color = "auto";
@@ -80,6 +81,10 @@ void add_draft_flags(CLI::App& app, RawValues& raw) {
                  "tokens drafted a cycle: a number, full (the drafter's block), or auto: what pays "
                  "at present, none included [auto]")
       ->type_name("N|auto")
+      ->group("Speculation (changes speed, never the text)");
+  app.add_flag(
+         "--no-draft-branches", raw.no_draft_branches,
+         "under auto, verify the drafter's best chain alone, not its second guesses beside it")
       ->group("Speculation (changes speed, never the text)");
   app.add_option("--draft-sampling", raw.draft_sampling,
                  "at temperature > 0: coupled (with the noise the target will use) or argmax "
@@ -438,6 +443,7 @@ Status check_paths(const Options& o) {
 
 Status apply_raw_values(const RawValues& raw, Options& o) {
   VOLLEY_TRY(o.model.draft_length, DraftLengthChoice::parse(raw.draft_length));
+  o.model.draft_length.branches = !raw.no_draft_branches;
   VOLLEY_TRY_STATUS(check_choice("--draft-sampling", raw.draft_sampling, {"coupled", "argmax"}));
   if (raw.draft_sampling == "argmax") o.model.draft_sampling = DraftSampling::kArgmax;
   VOLLEY_TRY_STATUS(check_choice("--color", raw.color, {"auto", "always", "never"}));
@@ -485,7 +491,7 @@ Result<DraftLengthChoice> DraftLengthChoice::parse(const std::string& text) {
 DraftPolicy DraftLengthChoice::policy(int block_size) const {
   switch (mode) {
     case Mode::kAuto:
-      return {};
+      return {.branches = branches};
     case Mode::kFull:
       return DraftPolicy::fixed(std::max(0, block_size - 1));
     case Mode::kFixed:

@@ -32,7 +32,8 @@ enum class ColorMode { kAuto, kAlways, kNever };
 struct DraftLengthChoice {
   enum class Mode { kAuto, kFull, kFixed };
   Mode mode = Mode::kAuto;
-  int length = 0;  // for kFixed; 0: no drafting
+  int length = 0;        // for kFixed; 0: no drafting
+  bool branches = true;  // under auto: also verify second guesses
 
   // Errors: neither "auto", "full" nor a number of at least 0.
   static Result<DraftLengthChoice> parse(const std::string& text);

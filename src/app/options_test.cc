@@ -51,6 +51,10 @@ TEST(Options, GenerateTakesTheNamesOfTheEcosystem) {
   EXPECT_EQ(b.answer.max_tokens, 4);
   EXPECT_EQ(b.model.draft_length.name(), "5");
   EXPECT_EQ(b.model.draft_sampling, DraftSampling::kArgmax);
+  EXPECT_TRUE(b.model.draft_length.branches);
+  EXPECT_FALSE(parsed({"generate", "-m", "T", "-md", "D", "--no-draft-branches"})
+                   .model.draft_length.policy(16)
+                   .branches);
   EXPECT_EQ(b.model.isa, "amx");
 }
 

@@ -21,10 +21,10 @@ constexpr int kMaxLogprobs = 128;
 // Branches of one sequence, and the candidates of a position that may start one.
 constexpr int kMaxBranches = 6;
 constexpr int kCandidates = 4;
-// With so many block rows in a draft pass or fewer, further rows of the drafter's head and of the
-// target's pass cost little: whole blocks are looked at and second guesses verified. With more, a
-// few drafts beyond what survives on average are looked at.
-constexpr int kFewDraftRows = 32;
+// With so few sequences in a step, further rows of the drafter's head and of the target's pass cost
+// little: whole blocks are looked at and second guesses verified. With more, a few drafts beyond
+// what survives on average are looked at.
+constexpr int kFewSequences = 2;
 constexpr int kExtraDrafts = 2;
 
 // A drafter sees less than its target and spreads its probabilities wider. Sampling from it as it
@@ -371,17 +371,15 @@ void Engine::choose_draft_lengths() {
     num_others += 1 + sequence->draft_length;
   }
   draft_planner_.choose(draft_candidates_, num_others, draft_cost_, verify_cost_);
-  const auto num_drafting = std::count_if(draft_candidates_.begin(), draft_candidates_.end(),
-                                          [](const auto& c) { return c.length > 0; });
+  const bool is_small = std::ssize(draft_candidates_) + num_others <= kFewSequences;
   for (size_t i = 0; i < draft_candidates_.size(); ++i) {
     const DraftCandidate& candidate = draft_candidates_[i];
     int& length = draft_owners_[i]->draft_length;
     length = candidate.length;
     if (length == 0 || !draft_owners_[i]->graded()) continue;
     // Which of these are verified is decided when they are known.
-    length = num_drafting * block_size_ <= kFewDraftRows
-                 ? candidate.max_length
-                 : std::min(candidate.max_length, length + kExtraDrafts);
+    length =
+        is_small ? candidate.max_length : std::min(candidate.max_length, length + kExtraDrafts);
   }
 }
 
@@ -607,7 +605,7 @@ void Engine::share_verify_rows() {
     if (!sequence.graded()) num_rows += static_cast<int>(sequence.chains[0].size());
     if (sequence.guess.empty() || !sequence.graded()) continue;
     const bool may_branch = sequence.request.draft.branches &&
-                            (!sequence.is_auto() || draft_rows_.num_rows() <= kFewDraftRows);
+                            (!sequence.is_auto() || std::ssize(items_) <= kFewSequences);
     const int num_branches = may_branch ? std::min(kMaxBranches, free_pages) : 0;
     free_pages -= num_branches;
     const int64_t block_start = item.plan.sequence->num_computed;
