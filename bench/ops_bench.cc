@@ -136,7 +136,7 @@ struct Model {
 };
 
 // A few rows of one matrix against ops/ref, so that no time is printed for a wrong result.
-void check(Ops& ops) {
+void check(Ops& ops, float tolerance) {
   const int64_t m = 17, n = 96, k = 256;
   auto ref = make_ref_ops();
   const std::vector<uint16_t> source = random_bf16(n * k);
@@ -148,7 +148,7 @@ void check(Ops& ops) {
   ops.matmul(a, *unwrap(ops.pack_matrix({&matrix, 1})), nullptr, got);
   ref->matmul(a, *unwrap(ref->pack_matrix({&matrix, 1})), nullptr, want);
   for (int64_t i = 0; i < m * n; ++i)
-    CHECK_LT(std::abs(got.view().row<float>(0)[i] - want.view().row<float>(0)[i]), 0.02f);
+    CHECK_LT(std::abs(got.view().row<float>(0)[i] - want.view().row<float>(0)[i]), tolerance);
 }
 
 enum Part { kQkv, kO, kGateUp, kDown, kHead, kNumParts };
@@ -299,18 +299,23 @@ int main(int argc, char** argv) {
   std::vector<std::string> shapes = {"demo", "qwen3-0.6b"};
   std::vector<int64_t> rows = {1, 2, 4, 8, 16, 17, 32, 64, 512};
   std::string isa = "auto";
+  std::string format = "bf16";
   int num_threads = static_cast<int>(std::thread::hardware_concurrency());
   bool attention = true;
   CLI::App app("Times the CPU ops on the matrices of whole models");
   app.add_option("--shape", shapes, "demo, qwen3-0.6b, qwen3-1.7b")->delimiter(',');
   app.add_option("--rows", rows, "rows of a call; ratios refer to the first")->delimiter(',');
   app.add_option("--isa", isa, "auto, avx2, avx512, amx-bf16");
+  app.add_option("--weight-format", format, "bf16, fp8, int8, int4");
   app.add_option("--threads", num_threads);
   app.add_flag("!--no-attention", attention);
   CLI11_PARSE(app, argc, argv);
 
-  auto ops = unwrap(make_cpu_ops({.num_threads = num_threads, .isa = unwrap(parse_isa(isa))}));
-  check(*ops);
+  auto ops = unwrap(make_cpu_ops(
+      {.num_threads = num_threads,
+       .isa = unwrap(parse_isa(isa)),
+       .weight_format = weight_format_from_name(format).value_or(WeightFormat::kBf16)}));
+  check(*ops, format == "int4" ? 0.2f : 0.02f);
   const double bandwidth = read_bandwidth(*ops, num_threads);
   fmt::print("{}, {} threads, read bandwidth {:.2f} GB/s\n", ops->name(), num_threads,
              bandwidth * 1e-9);

@@ -15,6 +15,7 @@
 
 #include "ops/ops.h"
 #include "tensor/float_formats.h"
+#include "tensor/weight_format.h"
 
 namespace volley::ops_test {
 
@@ -70,6 +71,27 @@ struct Weights {
       other.dequantize_row(r, row.data());
       for (int64_t c = 0; c < other.cols(); ++c)
         weights.put(r * other.cols() + c, DType::kBF16, row[c]);
+    }
+    return weights;
+  }
+
+  // What `format` makes of `other`, in f32. Stored FP8 stays as it is.
+  static Weights quantized(WeightFormat format, const HostMatrix& other) {
+    if (format == WeightFormat::kBf16) return rounded(other);
+    Weights weights(other.rows(), other.cols(), DType::kF32, 0);
+    Floats row(static_cast<size_t>(other.cols()));
+    for (int64_t r = 0; r < other.rows(); ++r) {
+      other.dequantize_row(r, row.data());
+      const int64_t group = quant_group_size(format);
+      for (int64_t first = 0; first < other.cols(); first += group) {
+        if (format == WeightFormat::kFp8 && other.is_quantized()) break;
+        const auto count = static_cast<size_t>(std::min(group, other.cols() - first));
+        uint8_t codes[128];
+        const float scale = quantize_group(format, {&row[first], count}, codes);
+        for (size_t i = 0; i < count; ++i) row[first + i] = dequantize(format, codes[i], scale);
+      }
+      for (int64_t c = 0; c < other.cols(); ++c)
+        weights.put(r * other.cols() + c, DType::kF32, row[c]);
     }
     return weights;
   }

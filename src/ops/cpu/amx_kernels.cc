@@ -11,9 +11,12 @@
 // chunks of kKeyChunk absolute positions, upon the rescaled sum of the chunks before. A masked key
 // has weight zero, and adding zeros is exact.
 
+#include <type_traits>
+
 #include "ops/cpu/simd_avx512.h"
 // after simd
 #include "ops/cpu/attention_kernels.h"
+#include "ops/cpu/quant_kernels.h"
 #include "ops/cpu/row_kernels.h"
 
 namespace volley::cpu {
@@ -60,6 +63,8 @@ class TileScope {
       config.column_bytes[i] = kLine;
       config.rows[i] = static_cast<uint8_t>(rows.of_tile[i]);
     }
+    // GCC 12 believes that the instruction reads only the first bytes of it.
+    asm volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
 };
@@ -70,6 +75,12 @@ inline __m256i to_bf16(F16 x) {
 
 // ---- Matmul.
 
+// See "Quantised weights" below.
+constexpr int kRowExponent = 64;
+constexpr float kRowFactor = 0x1p64f;
+constexpr float kSumFactor = 0x1p48f;
+static_assert(112 - kRowExponent == 48);
+
 // Packed rows: per 16 rows, A tiles in order of k.
 int64_t amx_group_bytes(int64_t k) {
   return (k + kTileK - 1) / kTileK * kTileSize * 2;
@@ -77,6 +88,7 @@ int64_t amx_group_bytes(int64_t k) {
 
 void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
   const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
+  const F16 factor = set1(panel_header_bytes(task.format) > 0 ? kRowFactor : 1.0f);
   for (int64_t group = group_begin; group < group_end; ++group) {
     uint16_t* tiles = static_cast<uint16_t*>(task.packed_rows) + group * num_steps * kTileSize;
     for (int64_t r = 0; r < kTileRows; ++r) {
@@ -95,8 +107,8 @@ void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
         const F16 high =
             rest > 16 ? load_upto(a + step * kTileK + 16, rest < 32 ? rest - 16 : 16) : zero();
         auto* out = reinterpret_cast<__m256i*>(tiles + step * kTileSize + r * kTileK);
-        _mm256_storeu_si256(out, to_bf16(low));
-        _mm256_storeu_si256(out + 1, to_bf16(high));
+        _mm256_storeu_si256(out, to_bf16(mul(low, factor)));
+        _mm256_storeu_si256(out + 1, to_bf16(mul(high, factor)));
       }
     }
   }
@@ -106,13 +118,140 @@ void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
 // well; this carries over page boundaries and small pages.
 constexpr int64_t kPrefetchBytes = 16384;
 
-inline void prefetch_lines(const uint16_t* weights, int64_t num_lines) {
-  const char* p = reinterpret_cast<const char*>(weights);
-  for (int64_t line = 0; line < num_lines; ++line) _mm_prefetch(p + line * kLine, _MM_HINT_T1);
+inline void prefetch_lines(const char* weights, int64_t num_lines) {
+  for (int64_t line = 0; line < num_lines; ++line)
+    _mm_prefetch(weights + line * kLine, _MM_HINT_T1);
+}
+// One line, at this place of the code: the compiler gathers _mm_prefetch into bursts.
+inline void prefetch_here(const char* line) {
+  asm volatile("prefetcht1 %a0" : : "p"(line) : "memory");
 }
 inline void prefetch_step(const uint16_t* weights) {
-  prefetch_lines(weights + kPrefetchBytes / 2, 32);
+  prefetch_lines(reinterpret_cast<const char*>(weights) + kPrefetchBytes, 32);
 }
+
+// ---- Quantised weights become bf16 tiles in a buffer that stays in L1.
+//
+// Decoding has to cost less than the 70 ns (int8) or 37 ns (int4) that the codes of a step take to
+// arrive. int8 and int4 therefore become f16, 32 codes at a time, and a f16 a bf16 by moving its
+// bits three places and cutting out the copies of its sign: exponent and mantissa are then those of
+// a bf16 2^112 times smaller. Rows are packed 2^64 times larger, which keeps products far from
+// underflow, and the end of the panel multiplies by the rest. (Through f32 the same took twice as
+// long.)
+inline __m512i as_words(__m512h x) {
+  return _mm512_castph_si512(x);
+}
+inline __m512h as_halves(__m512i x) {
+  return _mm512_castsi512_ph(x);
+}
+
+// f16 to bf16 times 2^-112, to nearest, halves away from zero; denormals count as zero.
+inline __m512i small_bf16(__m512h x) {
+  // (x + 4) >> 3
+  const __m512i moved = _mm512_mulhrs_epi16(as_words(x), _mm512_set1_epi16(1 << 12));
+  return _mm512_and_si512(moved, _mm512_set1_epi16(int16_t(0x8FFF)));
+}
+
+// Scales of 16 columns, each twice: for the two k of a pair.
+struct PairScales {
+  __m512h factor;
+  __m512h offset;  // int8 only
+};
+
+inline PairScales load_pair_scales(const char* scales, int half) {
+  const __m512i wide =
+      _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(scales) + half));
+  const __m512h factor = as_halves(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 16)));
+  return {factor, _mm512_mul_ph(factor, _mm512_set1_ph(static_cast<_Float16>(-1.5f)))};
+}
+
+// Pair kPair of k (of 2 or 4 that share a line) of 16 columns.
+template <int kPair>
+inline __m512i decode_int8_pair(__m512i codes, const PairScales& scales) {
+  // 1 + (code + 128) / 256, whose mantissa is the code; then code / 256 * scale, rounded once.
+  const __m512i moved = kPair == 0 ? _mm512_slli_epi16(codes, 2) : _mm512_srli_epi16(codes, 6);
+  const __m512i x =
+      _mm512_ternarylogic_epi32(moved, _mm512_set1_epi16(0x03FC), _mm512_set1_epi16(0x3C00), 0xEA);
+  return small_bf16(_mm512_fmadd_ph(as_halves(x), scales.factor, scales.offset));
+}
+template <int kPair>
+inline __m512i decode_int4_pair(__m512i codes, const PairScales& scales) {
+  // 0 to 7, -8 to -1 as f16, twice: the permutation looks at five bits of each index.
+  const __m512i values = _mm512_setr_epi32(
+      0x3C000000, 0x42004000, 0x45004400, 0x47004600, int(0xC700C800), int(0xC500C600),
+      int(0xC200C400), int(0xBC00C000), 0x3C000000, 0x42004000, 0x45004400, 0x47004600,
+      int(0xC700C800), int(0xC500C600), int(0xC200C400), int(0xBC00C000));
+  const __m512i x = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * kPair), values);
+  return small_bf16(_mm512_mul_ph(as_halves(x), scales.factor));
+}
+
+// Two floats of each column side by side, as bf16, to nearest, halves away from zero.
+inline __m512i bf16_pairs(F16 first, F16 second) {
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(first.v), half), 16);
+  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(second.v), half);
+  // (high & mask) | low
+  return _mm512_ternarylogic_epi32(high, _mm512_set1_epi32(int(0xFFFF0000u)), low, 0xEA);
+}
+
+// Walks over the steps of one panel. int8 and int4 come without the panel's factor, and 2^-112
+// times as large.
+template <WeightFormat kFormat>
+class PanelDecoder {
+ public:
+  // `step` is a multiple of steps_per_group().
+  PanelDecoder(const char* panel, int64_t step) : at_(panel + step_offset(kFormat, step)) {}
+
+  // The next step's two B tiles.
+  void next(uint16_t* tiles) {
+    if (step_++ % steps_per_group(kFormat) == 0) {
+      prefetch_lines(at_ + kPrefetchBytes, scales_bytes(kFormat) / kLine);
+      low_ = load_half_scales(0);
+      high_ = load_half_scales(1);
+      at_ += scales_bytes(kFormat);
+    }
+    decode_half(at_, low_, tiles);
+    decode_half(at_ + kLine, high_, tiles + kTileSize);
+    at_ += step_bytes(kFormat);
+  }
+
+ private:
+  using Scales = std::conditional_t<kFormat == WeightFormat::kFp8, ScaleLanes, PairScales>;
+
+  Scales load_half_scales(int half) const {
+    if constexpr (kFormat == WeightFormat::kFp8)
+      return load_scales<kFormat>(at_, half, 1.0f);
+    else
+      return load_pair_scales(at_, half);
+  }
+
+  // Fetches what it will read some steps later, a line at a time: a burst would fill the line fill
+  // buffers, and loads wait behind them.
+  static void decode_half(const char* codes, const Scales& scales, uint16_t* tile) {
+    constexpr int kCodes = kCodesPerLane<kFormat>;
+    for (int64_t i = 0; i < kTileK / kCodes; ++i, codes += 2 * kLine, tile += kCodes / 2 * kTileK) {
+      prefetch_here(codes + kPrefetchBytes);
+      const Codes lanes = load_codes(codes);
+      const auto put = [&](int pair, __m512i x) { _mm512_store_si512(tile + pair * kTileK, x); };
+      if constexpr (kFormat == WeightFormat::kFp8) {
+        put(0, bf16_pairs(decode<kFormat, 0>(lanes, scales), decode<kFormat, 1>(lanes, scales)));
+        put(1, bf16_pairs(decode<kFormat, 2>(lanes, scales), decode<kFormat, 3>(lanes, scales)));
+      } else if constexpr (kFormat == WeightFormat::kInt8) {
+        put(0, decode_int8_pair<0>(lanes.v, scales));
+        put(1, decode_int8_pair<1>(lanes.v, scales));
+      } else {
+        put(0, decode_int4_pair<0>(lanes.v, scales));
+        put(1, decode_int4_pair<1>(lanes.v, scales));
+        put(2, decode_int4_pair<2>(lanes.v, scales));
+        put(3, decode_int4_pair<3>(lanes.v, scales));
+      }
+    }
+  }
+
+  const char* at_;
+  int64_t step_ = 0;
+  Scales low_, high_;
+};
 
 constexpr int64_t kSumsStride = kPanelCols * 4;  // bytes; sums are [rows][32] f32
 
@@ -148,13 +287,17 @@ inline void store_sums(float* sums) {
 
 // Hands on the sums of all rows. Memory would idle meanwhile, so it fetches what the first step
 // from `next` on would: without this, 16 rows took 0.3 us longer for each panel than one.
-inline void finish_panel(const MatmulTask& task, int64_t panel, const float* sums,
-                         const uint16_t* next, ArgmaxState* best) {
+inline void finish_panel(const MatmulTask& task, int64_t panel, const float* sums, const char* next,
+                         ArgmaxState* best) {
+  const bool has_factor = panel_header_bytes(task.format) > 0;
+  const F16 factor =
+      set1(has_factor ? panel_factor(task.weights + panel * task.panel_bytes) * kSumFactor : 1.0f);
   const int64_t lines_per_row = next != nullptr ? (32 + task.num_rows - 1) / task.num_rows : 0;
   with_epilogue(task, [&]<Epilogue kEpilogue>() {
     for (int64_t row = 0; row < task.num_rows; ++row, sums += kPanelCols) {
-      prefetch_lines(next + kPrefetchBytes / 2 + row * lines_per_row * 32, lines_per_row);
-      finish_row<kEpilogue>(task, row, panel, load(sums), load(sums + 16), best);
+      prefetch_lines(next + kPrefetchBytes + row * lines_per_row * kLine, lines_per_row);
+      finish_row<kEpilogue>(task, row, panel, mul(load(sums), factor), mul(load(sums + 16), factor),
+                            best);
     }
   });
 }
@@ -211,28 +354,59 @@ inline void stream_panel_double(const uint16_t* a, const uint16_t* w, int64_t nu
   store_sums<false>(sums);
 }
 
+// A panel of quantised weights times at most 32 rows. Decoding runs ahead of multiplying: a tile is
+// read when its stores have long left the store buffer.
+constexpr int64_t kDecodeAhead = 2;
+static_assert(kDecodeAhead < kScratchSteps);
+
+template <WeightFormat kFormat, bool kTwoGroups>
+inline void stream_coded_panel(const uint16_t* a, int64_t group_size, const char* w,
+                               int64_t num_steps, uint16_t* decoded, float* sums) {
+  const auto tiles_of = [&](int64_t step) {
+    return decoded + step % kScratchSteps * 2 * kTileSize;
+  };
+  PanelDecoder<kFormat> decoder(w, 0);
+  for (int64_t step = 0; step < kDecodeAhead && step < num_steps; ++step)
+    decoder.next(tiles_of(step));
+  zero_sums<kTwoGroups>();
+  for (int64_t step = 0; step < num_steps; ++step, a += kTileSize) {
+    if (step + kDecodeAhead < num_steps) decoder.next(tiles_of(step + kDecodeAhead));
+    multiply_step<kTwoGroups>(a, group_size, tiles_of(step));
+  }
+  store_sums<kTwoGroups>(sums);
+}
+
 // Fewer rows than this take the plain loop.
 constexpr int64_t kDoubleRows = 5;
 
+template <WeightFormat kFormat>
 void amx_matmul_few(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                     ThreadScratch& scratch) {
   const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
   const auto* a = static_cast<const uint16_t*>(task.packed_rows);
+  const int64_t group_size = num_steps * kTileSize;
   const bool one_group = task.num_rows <= kTileRows;
   const bool doubled = one_group && task.num_rows >= kDoubleRows;
   const TileScope tiles = one_group ? TileScope::one_group(task.num_rows)
                                     : TileScope::two_groups(task.num_rows - kTileRows);
   float* sums = scratch.sums[0];
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const uint16_t* w = task.weights + panel * task.panel_size;
-    if (doubled) {
-      stream_panel_double(a, w, num_steps, sums);
+    const char* bytes = task.weights + panel * task.panel_bytes;
+    if constexpr (kFormat == WeightFormat::kBf16) {
+      const auto* w = reinterpret_cast<const uint16_t*>(bytes);
+      if (doubled) {
+        stream_panel_double(a, w, num_steps, sums);
+      } else if (one_group) {
+        stream_panel<false>(a, 0, w, num_steps, sums);
+      } else {
+        stream_panel<true>(a, group_size, w, num_steps, sums);
+      }
     } else if (one_group) {
-      stream_panel<false>(a, 0, w, num_steps, sums);
+      stream_coded_panel<kFormat, false>(a, 0, bytes, num_steps, scratch.decoded, sums);
     } else {
-      stream_panel<true>(a, num_steps * kTileSize, w, num_steps, sums);
+      stream_coded_panel<kFormat, true>(a, group_size, bytes, num_steps, scratch.decoded, sums);
     }
-    finish_panel(task, panel, sums, w + num_steps * 2 * kTileSize, scratch.best);
+    finish_panel(task, panel, sums, bytes + task.panel_bytes, scratch.best);
   }
 }
 
@@ -242,13 +416,25 @@ void amx_matmul_few(const MatmulTask& task, int64_t panel_begin, int64_t panel_e
 // next weights are fetched meanwhile.
 constexpr int64_t kStretch = 8;  // steps of k: 16 KiB of a panel, beside as much of the rows in L1
 
+static_assert(kStretch <= kScratchSteps && kStretch % steps_per_group(WeightFormat::kInt8) == 0);
+
+// Weights to fetch while a stretch is multiplied: some lines for each product.
+struct NextWeights {
+  const char* at;
+  int64_t lines_per_step;
+
+  void fetch(int64_t step) const {
+    prefetch_lines(at + step * lines_per_step * kLine, lines_per_step);
+  }
+};
+
 template <bool kTwoGroups>
 inline void multiply_stretch(const uint16_t* a, int64_t group_size, const uint16_t* w,
-                             int64_t num_steps, bool is_first, const uint16_t* next,
-                             int64_t lines_per_step, float* sums) {
+                             int64_t num_steps, bool is_first, const NextWeights& next,
+                             float* sums) {
   is_first ? zero_sums<kTwoGroups>() : load_sums<kTwoGroups>(sums);
   for (int64_t step = 0; step < num_steps; ++step) {
-    prefetch_lines(next + step * lines_per_step * 32, lines_per_step);
+    next.fetch(step);
     multiply_step<kTwoGroups>(a + step * kTileSize, group_size, w + step * 2 * kTileSize);
   }
   store_sums<kTwoGroups>(sums);
@@ -256,22 +442,24 @@ inline void multiply_stretch(const uint16_t* a, int64_t group_size, const uint16
 
 // All rows times `num_steps` of one panel from `step` on. Fetches as much from `next` on.
 inline void multiply_rows(const MatmulTask& task, const uint16_t* w, int64_t step,
-                          int64_t num_steps, const uint16_t* next, float* sums) {
+                          int64_t num_steps, const char* next_bytes, float* sums) {
   const int64_t group_size = (task.k + kTileK - 1) / kTileK * kTileSize;
   const int64_t num_pairs = (task.num_rows + 2 * kTileRows - 1) / (2 * kTileRows);
-  const int64_t lines_per_step = (32 + num_pairs - 1) / num_pairs;
+  const int64_t lines = step_bytes(task.format) / kLine + 1;
+  NextWeights next = {next_bytes, (lines + num_pairs - 1) / num_pairs};
   const auto* a = static_cast<const uint16_t*>(task.packed_rows) + step * kTileSize;
   for (int64_t row = 0; row < task.num_rows; row += 2 * kTileRows) {
     if (task.num_rows - row > kTileRows)
-      multiply_stretch<true>(a, group_size, w, num_steps, step == 0, next, lines_per_step, sums);
+      multiply_stretch<true>(a, group_size, w, num_steps, step == 0, next, sums);
     else
-      multiply_stretch<false>(a, group_size, w, num_steps, step == 0, next, lines_per_step, sums);
+      multiply_stretch<false>(a, group_size, w, num_steps, step == 0, next, sums);
     a += 2 * group_size;
-    next += num_steps * lines_per_step * 32;
+    next.at += num_steps * next.lines_per_step * kLine;
     sums += 2 * kTileRows * kPanelCols;
   }
 }
 
+template <WeightFormat kFormat>
 void amx_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                      ThreadScratch& scratch) {
   const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
@@ -279,13 +467,19 @@ void amx_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t panel_
   for (int64_t panel = panel_begin; panel < panel_end; panel += kScratchPanels) {
     const int64_t num_panels =
         panel_end - panel < kScratchPanels ? panel_end - panel : kScratchPanels;
-    const uint16_t* weights = task.weights + panel * task.panel_size;
+    const char* weights = task.weights + panel * task.panel_bytes;
     for (int64_t step = 0; step < num_steps; step += kStretch) {
       const int64_t count = num_steps - step < kStretch ? num_steps - step : kStretch;
       for (int64_t i = 0; i < num_panels; ++i) {
-        const uint16_t* w = weights + i * task.panel_size + step * 2 * kTileSize;
-        const uint16_t* next =
-            i + 1 < num_panels ? w + task.panel_size : weights + (step + kStretch) * 2 * kTileSize;
+        const char* bytes = weights + i * task.panel_bytes + step_offset(kFormat, step);
+        const char* next = i + 1 < num_panels ? bytes + task.panel_bytes
+                                              : weights + step_offset(kFormat, step + kStretch);
+        const auto* w = reinterpret_cast<const uint16_t*>(bytes);
+        if constexpr (kFormat != WeightFormat::kBf16) {
+          PanelDecoder<kFormat> decoder(weights + i * task.panel_bytes, step);
+          for (int64_t j = 0; j < count; ++j) decoder.next(scratch.decoded + j * 2 * kTileSize);
+          w = scratch.decoded;
+        }
         multiply_rows(task, w, step, count, next, scratch.sums[i]);
       }
     }
@@ -296,8 +490,22 @@ void amx_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t panel_
 
 void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                 ThreadScratch& scratch) {
-  task.num_rows <= 2 * kTileRows ? amx_matmul_few(task, panel_begin, panel_end, scratch)
-                                 : amx_matmul_many(task, panel_begin, panel_end, scratch);
+  with_format(task, [&]<WeightFormat kFormat>() {
+    task.num_rows <= 2 * kTileRows
+        ? amx_matmul_few<kFormat>(task, panel_begin, panel_end, scratch)
+        : amx_matmul_many<kFormat>(task, panel_begin, panel_end, scratch);
+  });
+}
+
+int64_t amx_multiply_registers(int64_t count) {
+  const TileScope tiles = TileScope::two_groups(kTileRows);
+  for (int64_t round = 0; round < count; ++round) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  return count * 4 * 2 * kTileRows * kTileRows * kTileK;
 }
 
 // ---- KV cache and attention.
@@ -467,7 +675,7 @@ void amx_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_h
 }  // namespace
 
 const KernelTable* amx_bf16_kernels() {
-  static constexpr KernelTable kTable = {.weight_layout = WeightLayout::kTiles,
+  static constexpr KernelTable kTable = {.weight_layout = Bf16Layout::kTiles,
                                          .kv_is_bf16 = true,
                                          .rows_per_group = kTileRows,
                                          .queries_per_block = kTileRows,
@@ -478,7 +686,9 @@ const KernelTable* amx_bf16_kernels() {
                                          .top_candidates = top_candidates_row,
                                          .widen_bf16 = widen_bf16_row,
                                          .rope_and_store = amx_rope_and_store,
-                                         .attend = amx_attend};
+                                         .attend = amx_attend,
+                                         .read_lines = read_lines,
+                                         .multiply_registers = amx_multiply_registers};
   return &kTable;
 }
 

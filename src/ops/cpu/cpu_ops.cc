@@ -31,7 +31,7 @@ using cpu::QueryBlock;
 
 // Work below these sizes stays on the calling thread: a dispatch costs about as much.
 constexpr int64_t kSerialRowElements = 32 * 1024;  // activations read by a row-by-row op
-constexpr int64_t kSerialWeights = 16 * 1024;      // weights of one thread's share of a matmul
+constexpr int64_t kSerialWeightBytes = 32 * 1024;  // of one thread's share of a matmul
 constexpr int64_t kSerialKeyElements = 16 * 1024;  // key and value elements of an attention call
 constexpr size_t kReservedBlocks = 16 * 1024;
 
@@ -39,7 +39,7 @@ class CpuMatrix final : public PackedMatrix {
  public:
   CpuMatrix(int64_t n, int64_t k, bool is_gate_up, PackedPanels panels)
       : PackedMatrix(n, k), is_gate_up(is_gate_up), panels(std::move(panels)) {}
-  int64_t num_bytes() const override { return panels.num_panels * panels.panel_size * 2; }
+  int64_t num_bytes() const override { return panels.num_bytes(); }
 
   const bool is_gate_up;
   const PackedPanels panels;
@@ -72,9 +72,12 @@ class CpuKv final : public KvCache {
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(std::string_view name, const cpu::KernelTable& kernels, int num_threads)
-      : name_(name), kernels_(kernels), pool_(num_threads) {
-    scratch_ = std::make_unique<cpu::ThreadScratch[]>(static_cast<size_t>(num_threads));
+  CpuOps(std::string_view name, const cpu::KernelTable& kernels, const CpuOpsConfig& config)
+      : name_(name),
+        kernels_(kernels),
+        weight_format_(config.weight_format),
+        pool_(config.num_threads) {
+    scratch_ = std::make_unique<cpu::ThreadScratch[]>(static_cast<size_t>(config.num_threads));
     blocks_.reserve(kReservedBlocks);
   }
 
@@ -92,13 +95,15 @@ class CpuOps final : public Ops {
     VOLLEY_TRY_STATUS(check_parts(parts));
     int64_t n = 0;
     for (const HostMatrix& part : parts) n += part.rows();
-    return pack(cpu::stacked_columns(parts), n, parts[0].cols(), false);
+    return pack(cpu::stacked_columns(parts), cpu::panel_format(weight_format_, parts), n,
+                parts[0].cols(), false);
   }
 
   Result<std::unique_ptr<PackedMatrix>> pack_gate_up(const HostMatrix& gate,
                                                      const HostMatrix& up) override {
     VOLLEY_TRY_STATUS(check_gate_up(gate, up));
-    return pack(cpu::gate_up_columns(gate, up), gate.rows(), gate.cols(), true);
+    const WeightFormat format = cpu::panel_format(weight_format_, std::array{gate, up});
+    return pack(cpu::gate_up_columns(gate, up), format, gate.rows(), gate.cols(), true);
   }
 
   Result<Tensor> pack_vector(std::span<const HostTensor> parts) override {
@@ -314,8 +319,10 @@ class CpuOps final : public Ops {
   }
 
   Result<std::unique_ptr<PackedMatrix>> pack(const std::vector<cpu::PanelColumn>& columns,
-                                             int64_t n, int64_t k, bool is_gate_up) {
-    VOLLEY_TRY(PackedPanels panels, cpu::pack_panels(columns, k, kernels_.weight_layout, pool_));
+                                             WeightFormat format, int64_t n, int64_t k,
+                                             bool is_gate_up) {
+    VOLLEY_TRY(PackedPanels panels,
+               cpu::pack_panels(columns, k, format, kernels_.weight_layout, pool_));
     const int64_t groups = kMaxRowsPerPass / kernels_.rows_per_group;
     const int64_t scratch_bytes = groups * kernels_.packed_group_bytes(k);
     if (scratch_bytes > packed_rows_.size()) {
@@ -340,21 +347,23 @@ class CpuOps final : public Ops {
   void multiply_pass(const TensorView& a, const PackedMatrix& w, MatmulTask task) {
     const auto& matrix = static_cast<const CpuMatrix&>(w);
     CHECK_EQ(matrix.is_gate_up, task.epilogue == Epilogue::kSwiglu);
-    pack_rows(a);
+    pack_rows(a, matrix.panels.format);
+    task.format = matrix.panels.format;
     task.weights = matrix.panels.panels();
-    task.panel_size = matrix.panels.panel_size;
+    task.panel_bytes = matrix.panels.panel_bytes;
     task.n = w.n();
     task.k = w.k();
     task.packed_rows = packed_rows_.data();
     task.num_rows = a.rows;
-    const int64_t min_panels = std::max<int64_t>(1, kSerialWeights / task.panel_size);
+    const int64_t min_panels = std::max<int64_t>(1, kSerialWeightBytes / task.panel_bytes);
     pool_.split(matrix.panels.num_panels, min_panels, [&](ItemRange range, int thread_idx) {
       kernels_.matmul(task, range.begin, range.end, scratch_[thread_idx]);
     });
   }
 
-  void pack_rows(const TensorView& a) {
-    const cpu::PackRowsTask task = {.a = a.row<float>(0),
+  void pack_rows(const TensorView& a, WeightFormat format) {
+    const cpu::PackRowsTask task = {.format = format,
+                                    .a = a.row<float>(0),
                                     .a_stride = a.row_stride,
                                     .num_rows = a.rows,
                                     .k = a.cols,
@@ -403,6 +412,7 @@ class CpuOps final : public Ops {
 
   std::string_view name_;
   const cpu::KernelTable& kernels_;
+  const WeightFormat weight_format_;
   ThreadPool pool_;
   Buffer packed_rows_;  // activations of one pass, in the unit's layout; sized by the widest k
   std::unique_ptr<cpu::ThreadScratch[]> scratch_;  // one for each thread
@@ -419,11 +429,12 @@ struct Unit {
 };
 
 constexpr std::array<Unit, 3> kUnits = {{
-    {Isa::kAvx2, "avx2", "cpu/avx2", "AVX2 and FMA", cpu::avx2_kernels, &cpu::CpuFeatures::avx2},
+    {Isa::kAvx2, "avx2", "cpu/avx2", "AVX2, FMA and F16C", cpu::avx2_kernels,
+     &cpu::CpuFeatures::avx2},
     {Isa::kAvx512, "avx512", "cpu/avx512", "AVX-512 F, BW, DQ and VL", cpu::avx512_kernels,
      &cpu::CpuFeatures::avx512},
     {Isa::kAmxBf16, "amx-bf16", "cpu/amx-bf16",
-     "AMX-BF16, AVX512-BF16 and tile state from the kernel", cpu::amx_bf16_kernels,
+     "AMX-BF16, AVX512-BF16, AVX512-FP16 and tile state from the kernel", cpu::amx_bf16_kernels,
      &cpu::CpuFeatures::amx_bf16},
 }};
 
@@ -459,8 +470,7 @@ Result<std::unique_ptr<Ops>> make_cpu_ops(const CpuOpsConfig& config) {
     return invalid("{} threads: expected 1 to 1024", config.num_threads);
   for (auto unit = kUnits.rbegin(); unit != kUnits.rend(); ++unit) {
     if (config.isa != Isa::kAuto && config.isa != unit->isa) continue;
-    if (available(*unit))
-      return std::make_unique<CpuOps>(unit->ops_name, *unit->kernels(), config.num_threads);
+    if (available(*unit)) return std::make_unique<CpuOps>(unit->ops_name, *unit->kernels(), config);
     if (config.isa == unit->isa)
       return make_error(ErrorKind::kUnsupported,
                         "this machine cannot run the {} unit: it needs {}; use another or 'auto'",

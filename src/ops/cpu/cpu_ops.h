@@ -4,15 +4,16 @@
 #include <string_view>
 
 #include "ops/ops.h"
+#include "tensor/weight_format.h"
 
 namespace volley {
 
 // One translation unit of kernels each. kAuto takes the last one that the machine can run.
 enum class Isa {
   kAuto,
-  kAvx2,     // AVX2 and FMA
+  kAvx2,     // AVX2, FMA and F16C
   kAvx512,   // AVX-512 F, BW, DQ, VL
-  kAmxBf16,  // the above with AVX512-BF16, AMX-TILE and AMX-BF16
+  kAmxBf16,  // the above with AVX512-BF16 and -FP16, AMX-TILE and AMX-BF16
 };
 
 std::string_view isa_name(Isa isa);  // "auto", "avx2", "avx512", "amx-bf16"
@@ -24,12 +25,14 @@ bool isa_available(Isa isa);
 struct CpuOpsConfig {
   int num_threads = 1;  // the calling thread included
   Isa isa = Isa::kAuto;
+  WeightFormat weight_format = WeightFormat::kBf16;
 };
 
-// Ops on CPU cores. Weights are rounded to bf16 when packed. With AMX, activations are rounded to
-// bf16 where a matmul reads them, and so are keys and values; sums are f32 throughout. The AVX
-// units keep activations, keys and values in f32. docs/cpu-ops.md states every layout and the order
-// of every sum.
+// Ops on CPU cores. Matrices are packed in `weight_format` (tensor/weight_format.h); with AMX,
+// weights of fp8 and int8 are rounded to bf16 where a matmul reads them, int4 is exact. With AMX,
+// activations are rounded to bf16 where a matmul reads them, and so are keys and values; sums are
+// f32 throughout. The AVX units keep activations, keys and values in f32. docs/cpu-ops.md states
+// every layout and the order of every sum.
 //
 // One instance serves any number of models; calls must come from one thread at a time. After the
 // last pack and create_kv, no op allocates for calls of up to 4096 rows.

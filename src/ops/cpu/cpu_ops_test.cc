@@ -78,6 +78,131 @@ TEST_P(CpuOpsTest, MatmulAgainstRef) {
   }
 }
 
+constexpr WeightFormat kQuantized[] = {WeightFormat::kFp8, WeightFormat::kInt8,
+                                       WeightFormat::kInt4};
+
+// Against the dequantised weights. The AMX unit rounds those of fp8 and int8 to bf16.
+TEST_P(CpuOpsTest, QuantizedMatmulAgainstRef) {
+  for (const WeightFormat format : kQuantized) {
+    auto ops = *make_cpu_ops({.num_threads = 3, .isa = GetParam(), .weight_format = format});
+    const float rounding = rounds_to_bf16() && format != WeightFormat::kInt4 ? 0x1p-8f : 0.0f;
+    for (const auto [m, n, k] : kShapes) {
+      for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+        const std::string what = fmt::format("{} m {} n {} k {} {}", weight_format_name(format), m,
+                                             n, k, dtype_name(dtype));
+        const Weights weights(n, k, dtype, static_cast<uint64_t>(n * k + 1));
+        const Weights up(n, k, dtype, static_cast<uint64_t>(n * k + 2));
+        const Weights seen = Weights::quantized(format, weights.matrix);
+        const Weights up_seen = Weights::quantized(format, up.matrix);
+        auto packed = *ops->pack_matrix({&weights.matrix, 1});
+        auto gate_up = *ops->pack_gate_up(weights.matrix, up.matrix);
+        auto expected = *ref_->pack_matrix({&seen.matrix, 1});
+        auto expected_gate_up = *ref_->pack_gate_up(seen.matrix, up_seen.matrix);
+        EXPECT_LT(packed->num_bytes(), (n + 31) / 32 * ((k + 31) / 32) * 1024 * 5 / 4);
+        Floats a = random_floats(m * k, 1);
+        Floats got(static_cast<size_t>(m * n), kNan), want = got;
+        const Floats g = magnitudes(a, m, seen.matrix), u = magnitudes(a, m, up_seen.matrix);
+        Floats tolerance(got.size());
+        for (size_t i = 0; i < got.size(); ++i)
+          tolerance[i] = g[i] * (sum_error(k) + rounding) + 1e-6f;
+        ops->matmul(view(a, m, k), *packed, nullptr, view(got, m, n));
+        ref_->matmul(view(a, m, k), *expected, nullptr, view(want, m, n));
+        expect_near(got, want, tolerance, n, what);
+        ops->swiglu(view(a, m, k), *gate_up, view(got, m, n));
+        ref_->swiglu(view(a, m, k), *expected_gate_up, view(want, m, n));
+        for (size_t i = 0; i < got.size(); ++i) {
+          tolerance[i] =
+              2.1f * (sum_error(k) + rounding) * g[i] * u[i] + 1e-6f * std::abs(want[i]) + 1e-6f;
+        }
+        expect_near(got, want, tolerance, n, what + " swiglu");
+      }
+    }
+  }
+}
+
+// Every code at every place of a group, at scales near the ends of what is allowed.
+TEST_P(CpuOpsTest, Fp8CodesDecodeExactly) {
+  const int64_t k = 256, n = 32;
+  std::vector<uint8_t> codes(static_cast<size_t>(n * k));
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t c = 0; c < k; ++c) {
+      const auto code = static_cast<uint8_t>(c + r);
+      codes[r * k + c] = (code & 0x7F) == 0x7F ? uint8_t{0} : code;
+    }
+  }
+  auto ops =
+      *make_cpu_ops({.num_threads = 2, .isa = GetParam(), .weight_format = WeightFormat::kFp8});
+  Floats eye(static_cast<size_t>(k * k)), got(static_cast<size_t>(k * n));
+  for (int64_t i = 0; i < k; ++i) eye[i * k + i] = 1.0f;
+  for (const float scale : {1.0f, 0x1p-90f, -64.0f, 0.0123f}) {
+    Floats scales = {scale, 2 * scale};
+    const HostMatrix matrix{HostTensor::of(codes.data(), DType::kF8E4M3, {n, k}),
+                            HostTensor::of(scales.data(), DType::kF32, {1, 2})};
+    auto packed = *ops->pack_matrix({&matrix, 1});
+    EXPECT_LT(packed->num_bytes(), n * k * 5 / 4);
+    ops->matmul(view(eye, k, k), *packed, nullptr, view(got, k, n));
+    for (int64_t c = 0; c < k; ++c) {
+      for (int64_t r = 0; r < n; ++r) {
+        const float want = matrix.at(r, c);
+        EXPECT_NEAR(got[c * n + r], want, std::abs(want) * (rounds_to_bf16() ? 0x1p-8f : 0.0f))
+            << "scale " << scale << " row " << r << " column " << c;
+      }
+    }
+  }
+}
+
+// Groups far smaller than their panel's largest get a coarser step: never more than 2^-26 (int8) or
+// 2^-28 (int4) of the largest weight. Zeros stay zeros.
+TEST_P(CpuOpsTest, QuantizedGroupsOfAllSizes) {
+  const int64_t k = 1024, n = 64;
+  Floats weights = random_floats(n * k, 31, 1.0f, false);
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t c = 0; c < k; ++c)
+      weights[r * k + c] =
+          c / 128 == 7 ? 0.0f
+                       : std::ldexp(weights[r * k + c], static_cast<int>(-6 * (c / 128) - r % 5));
+  }
+  const HostMatrix matrix{HostTensor::of(weights.data(), DType::kF32, {n, k}), {}};
+  Floats eye(static_cast<size_t>(k * k)), got(static_cast<size_t>(k * n));
+  for (int64_t i = 0; i < k; ++i) eye[i * k + i] = 1.0f;
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    auto ops = *make_cpu_ops({.num_threads = 2, .isa = GetParam(), .weight_format = format});
+    ops->matmul(view(eye, k, k), **ops->pack_matrix({&matrix, 1}), nullptr, view(got, k, n));
+    const Weights seen = Weights::quantized(format, matrix);
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t c = 0; c < k; ++c) {
+        const float want = seen.matrix.at(r, c);
+        const float coarse = 5 * (format == WeightFormat::kInt8 ? 0x1p-26f : 0x1p-28f);
+        const float rounding = rounds_to_bf16() ? 0x1p-8f + 0x1p-11f : 0.0f;
+        ASSERT_NEAR(got[c * n + r], want, std::abs(want) * rounding + (c < 256 ? 0 : coarse))
+            << weight_format_name(format) << " row " << r << " column " << c;
+        EXPECT_TRUE(c / 128 != 7 || got[c * n + r] == 0.0f);
+      }
+    }
+  }
+}
+
+// A NaN or a large scale is no reason to fail: such a matrix is held as bf16.
+TEST_P(CpuOpsTest, Fp8ThatKernelsCannotDecodeBecomesBf16) {
+  std::vector<uint8_t> codes(32 * 128, 0x38);  // 1.0
+  Floats scales = {1.0f};
+  const HostMatrix matrix{HostTensor::of(codes.data(), DType::kF8E4M3, {32, 128}),
+                          HostTensor::of(scales.data(), DType::kF32, {1, 1})};
+  auto ops =
+      *make_cpu_ops({.num_threads = 1, .isa = GetParam(), .weight_format = WeightFormat::kAuto});
+  const int64_t plain = (*ops->pack_matrix({&matrix, 1}))->num_bytes();
+  scales[0] = 0x1p101f;
+  EXPECT_GT((*ops->pack_matrix({&matrix, 1}))->num_bytes(), plain);
+  scales[0] = 1.0f;
+  codes[77] = 0x7F;
+  auto packed = *ops->pack_matrix({&matrix, 1});
+  EXPECT_GT(packed->num_bytes(), plain);
+  Floats a(128, 1.0f), got(32);
+  ops->matmul(view(a, 1, 128), *packed, nullptr, view(got, 1, 32));
+  EXPECT_TRUE(std::isnan(got[0]));
+  EXPECT_EQ(got[1], 128.0f);
+}
+
 TEST_P(CpuOpsTest, MatmulRoundsActivationsNoMoreThanItSays) {
   const int64_t m = 20, n = 70, k = 300;
   const Weights weights(n, k, DType::kBF16, 3);

@@ -1,6 +1,6 @@
 #pragma once
 
-// The units without AMX: f32 activations, keys and values; bf16 weights widened in registers.
+// The units without AMX: f32 activations, keys and values; weights widened in registers.
 // Include after one simd_*.h.
 //
 // Order of sums. Matmul: each output is a chain of FMAs over k = 0, 1, 2, ... from zero. Scores:
@@ -8,7 +8,10 @@
 // upon the rescaled sum of the chunks before. A masked key adds an exact zero, so a query sees no
 // difference between a chunk it shares with other queries and one it has alone.
 
+#include <utility>
+
 #include "ops/cpu/attention_kernels.h"
+#include "ops/cpu/quant_kernels.h"
 #include "ops/cpu/row_kernels.h"
 
 namespace volley::cpu {
@@ -40,24 +43,62 @@ void f32_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
 }
 
 // How far ahead of its use a line of weights is fetched: enough to cover a trip to memory.
-constexpr int64_t kPrefetchElements = 2048;
+constexpr int64_t kPrefetchBytes = 4096;
 
-template <int R>
+// Calls body(low, high) for each k of a panel in order: columns 0-15 and 16-31.
+template <WeightFormat kFormat, class F>
+inline void for_each_k(const char* w, int64_t k, F body) {
+  if constexpr (kFormat == WeightFormat::kBf16) {
+    for (int64_t i = 0; i < k; ++i, w += kPanelCols * 2) {
+      _mm_prefetch(w + kPrefetchBytes, _MM_HINT_T0);
+      F16 low, high;
+      load_panel_row(reinterpret_cast<const uint16_t*>(w), low, high);
+      body(low, high);
+    }
+  } else {
+    constexpr int kCodes = kCodesPerLane<kFormat>;
+    constexpr int64_t kGroup = kStepK * steps_per_group(kFormat);
+    const float factor = panel_header_bytes(kFormat) > 0 ? panel_factor(w) : 1.0f;
+    w += panel_header_bytes(kFormat);
+    for (int64_t group = 0; group < k; group += kGroup) {
+      const ScaleLanes low = load_scales<kFormat>(w, 0, factor);
+      const ScaleLanes high = load_scales<kFormat>(w, 1, factor);
+      w += scales_bytes(kFormat);
+      const int64_t count = k - group < kGroup ? k - group : kGroup;
+      for (int64_t i = 0; i < count; i += kCodes, w += 128) {
+        _mm_prefetch(w + kPrefetchBytes, _MM_HINT_T0);
+        _mm_prefetch(w + kPrefetchBytes + 64, _MM_HINT_T0);
+        const Codes first = load_codes(w), second = load_codes(w + 64);
+        const int64_t rest = count - i;
+        [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+          if (rest >= kCodes) {
+            (..., body(decode<kFormat, kIndex>(first, low), decode<kFormat, kIndex>(second, high)));
+          } else {
+            (..., (kIndex < rest ? body(decode<kFormat, kIndex>(first, low),
+                                        decode<kFormat, kIndex>(second, high))
+                                 : void()));
+          }
+        }
+        (std::make_integer_sequence<int, kCodes>());
+      }
+    }
+  }
+}
+
+template <WeightFormat kFormat, int R>
 void panel_times_group(const MatmulTask& task, int64_t panel, int64_t group, ArgmaxState* best) {
-  const uint16_t* w = task.weights + panel * task.panel_size;
+  const char* w = task.weights + panel * task.panel_bytes;
   const float* a = static_cast<const float*>(task.packed_rows) + group * kMatmulRows * task.k;
   F16 sums[R][2];
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = zero();
-  for (int64_t i = 0; i < task.k; ++i, w += kPanelCols, a += R) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchElements), _MM_HINT_T0);
-    F16 low, high;
-    load_panel_row(w, low, high);
+  for_each_k<kFormat>(w, task.k, [&](F16 low, F16 high) {
     for (int r = 0; r < R; ++r) {
       const F16 x = set1(a[r]);
       sums[r][0] = fma(x, low, sums[r][0]);
       sums[r][1] = fma(x, high, sums[r][1]);
     }
-  }
+    a += R;
+  });
   with_epilogue(task, [&]<Epilogue kEpilogue>() {
     for (int r = 0; r < R; ++r)
       finish_row<kEpilogue>(task, group * kMatmulRows + r, panel, sums[r][0], sums[r][1], best);
@@ -73,16 +114,38 @@ inline void with_rows(int64_t rows, F body) {
   body.template operator()<kMax>();
 }
 
-void f32_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
-                ThreadScratch& scratch) {
+template <WeightFormat kFormat>
+void f32_matmul_format(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
+                       ThreadScratch& scratch) {
   const int64_t num_groups = (task.num_rows + kMatmulRows - 1) / kMatmulRows;
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     for (int64_t group = 0; group < num_groups; ++group) {
       with_rows<kMatmulRows>(group_size(task.num_rows, group), [&]<int R>() {
-        panel_times_group<R>(task, panel, group, scratch.best);
+        panel_times_group<kFormat, R>(task, panel, group, scratch.best);
       });
     }
   }
+}
+
+void f32_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
+                ThreadScratch& scratch) {
+  with_format(task, [&]<WeightFormat kFormat>() {
+    f32_matmul_format<kFormat>(task, panel_begin, panel_end, scratch);
+  });
+}
+
+int64_t f32_multiply_registers(int64_t count) {
+  constexpr int kChains = 8;
+  F16 sums[kChains];
+  for (int i = 0; i < kChains; ++i) sums[i] = set1(1.0f);
+  const F16 x = set1(1.0f), y = set1(0x1p-30f);
+  for (int64_t round = 0; round < count; ++round) {
+    for (int i = 0; i < kChains; ++i) sums[i] = fma(sums[i], x, y);
+  }
+  F16 all = zero();
+  for (int i = 0; i < kChains; ++i) all = add(all, sums[i]);
+  // Never less: the sums only grow. The compiler does not know.
+  return reduce_add(all) < 1.0f ? 0 : count * kChains * 16 * 2;
 }
 
 void f32_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t row_end) {
@@ -196,7 +259,7 @@ void f32_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_h
 }
 
 constexpr KernelTable f32_kernel_table() {
-  return {.weight_layout = WeightLayout::kPairs,
+  return {.weight_layout = Bf16Layout::kPairs,
           .kv_is_bf16 = false,
           .rows_per_group = kMatmulRows,
           .queries_per_block = kAttentionRows,
@@ -207,7 +270,9 @@ constexpr KernelTable f32_kernel_table() {
           .top_candidates = top_candidates_row,
           .widen_bf16 = widen_bf16_row,
           .rope_and_store = f32_rope_and_store,
-          .attend = f32_attend};
+          .attend = f32_attend,
+          .read_lines = read_lines,
+          .multiply_registers = f32_multiply_registers};
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tensor/weight_format.h"
+
 namespace volley::cpu {
 
 // Weights [n, k] are cut into panels of 32 columns of n, each contiguous over all of k: one pass
@@ -15,13 +17,48 @@ inline constexpr int64_t kPanelCols = 32;
 inline constexpr int64_t kGateCols = 16;
 
 // Element (k, column) of a panel of bf16.
-enum class WeightLayout {
+enum class Bf16Layout {
   // AMX B tiles, two side by side per 32 k: [k/32][2 halves][16 pairs of k][16 columns][2]. k is
   // padded with zeros to a multiple of 32.
   kTiles,
   // [k][16][2]: columns c and c + 16 share 32 bits, so that a shift and a mask widen both.
   kPairs,
 };
+
+// Panels of quantised weights are the same for all units. k is padded with zeros to steps of 32.
+//   int8 and int4 begin with a line whose first float is the panel's factor, a power of two.
+//   For each quant_group of k follow the scales of the 32 columns, and then its steps.
+//   A scale is f32 for fp8. For int8 and int4 it is f16 and
+//     weight = code * scale / 256 * factor (int8), code * scale * factor (int4),
+//   where code * scale / 256 and code * scale are zero or normal as f16.
+//   A step is [k/4 or k/8][2 halves of the columns][64 bytes]. The 64 bytes hold
+//     int8: for each of 16 columns the codes plus 128 of k 0, 2, 1, 3;
+//     int4: for each of 16 columns, from the low bits up, the codes of k 0, 2, 4, 6, 1, 3, 5, 7;
+//     fp8: pairs (k 0, k 2) of 16 columns, then pairs (k 1, k 3).
+inline constexpr int64_t kStepK = 32;
+constexpr int64_t panel_header_bytes(WeightFormat format) {
+  return format == WeightFormat::kInt8 || format == WeightFormat::kInt4 ? 64 : 0;
+}
+constexpr int64_t scales_bytes(WeightFormat format) {
+  return format == WeightFormat::kFp8 ? 128 : format == WeightFormat::kBf16 ? 0 : 64;
+}
+constexpr int64_t step_bytes(WeightFormat format) {
+  return format == WeightFormat::kBf16 ? 2048 : format == WeightFormat::kInt4 ? 512 : 1024;
+}
+constexpr int64_t steps_per_group(WeightFormat format) {
+  return format == WeightFormat::kInt4 ? 1 : 4;
+}
+// Where the step lies in a panel; with its scales, if it is the first of a quant_group.
+constexpr int64_t step_offset(WeightFormat format, int64_t step) {
+  const int64_t group = steps_per_group(format);
+  return panel_header_bytes(format) + (step + group - 1) / group * scales_bytes(format) +
+         step * step_bytes(format);
+}
+// Place of code `index` of 4 (int8) or 8 (int4), in codes from the low bits of a column up.
+constexpr int code_place(WeightFormat format, int index) {
+  const int half = format == WeightFormat::kInt4 ? 4 : 2;
+  return index % 2 * half + index / 2;
+}
 
 // Activations of one matmul, repacked: groups of `rows_per_group` rows.
 inline constexpr int64_t kMaxRowsPerPass = 512;
@@ -36,15 +73,18 @@ struct ArgmaxState {
 
 // What a thread needs during a matmul.
 inline constexpr int64_t kScratchPanels = 4;
+inline constexpr int64_t kScratchSteps = 8;
 struct alignas(64) ThreadScratch {
   ArgmaxState best[kMaxRowsPerPass];
   float sums[kScratchPanels][kMaxRowsPerPass * kPanelCols];
+  uint16_t decoded[kScratchSteps * kStepK * kPanelCols];  // quantised weights as bf16 tiles
 };
 
 struct MatmulTask {
-  const uint16_t* weights = nullptr;
-  int64_t panel_size = 0;  // elements of one panel
-  int64_t n = 0;           // output columns
+  WeightFormat format = WeightFormat::kBf16;  // never kAuto
+  const char* weights = nullptr;
+  int64_t panel_bytes = 0;
+  int64_t n = 0;  // output columns
   int64_t k = 0;
   const void* packed_rows = nullptr;
   int64_t num_rows = 0;  // at most kMaxRowsPerPass
@@ -55,7 +95,8 @@ struct MatmulTask {
 };
 
 struct PackRowsTask {
-  const float* a = nullptr;  // [num_rows, k]
+  WeightFormat format = WeightFormat::kBf16;  // of the weights that the rows will meet
+  const float* a = nullptr;                   // [num_rows, k]
   int64_t a_stride = 0;
   int64_t num_rows = 0;
   int64_t k = 0;
@@ -120,7 +161,7 @@ struct QueryBlock {
 };
 
 struct KernelTable {
-  WeightLayout weight_layout;
+  Bf16Layout weight_layout;
   bool kv_is_bf16;
   int rows_per_group;
   int queries_per_block;
@@ -136,6 +177,11 @@ struct KernelTable {
   void (*widen_bf16)(const uint16_t* x, int64_t cols, float* out);
   void (*rope_and_store)(const RopeStoreTask& task, int64_t row_begin, int64_t row_end);
   void (*attend)(const AttentionTask& task, const QueryBlock& queries, int32_t kv_head);
+
+  // For rooflines. Reads every line once, and returns something that depends on all of them.
+  uint64_t (*read_lines)(const char* data, int64_t num_bytes);
+  // Does `count` rounds of the unit's widest multiply-adds on registers; returns their FLOPs.
+  int64_t (*multiply_registers)(int64_t count);
 };
 
 // Null where the unit was not built.

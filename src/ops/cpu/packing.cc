@@ -1,34 +1,235 @@
 #include "ops/cpu/packing.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
 
+#include "base/check.h"
 #include "tensor/float_formats.h"
 
 namespace volley::cpu {
 namespace {
 
-int64_t panel_elements(int64_t k, WeightLayout layout) {
-  return (layout == WeightLayout::kTiles ? (k + 31) / 32 * 32 : k) * kPanelCols;
-}
-
-// Writes column `column` of a panel from k bf16 values. Padding stays zero from the mapping.
-void put_column(const std::vector<uint16_t>& values, int64_t column, WeightLayout layout,
-                uint16_t* panel) {
-  const int64_t k = static_cast<int64_t>(values.size());
-  const int64_t half = column / 16, lane = column % 16;
-  if (layout == WeightLayout::kPairs) {
-    for (int64_t i = 0; i < k; ++i) panel[i * kPanelCols + lane * 2 + half] = values[i];
-    return;
-  }
-  for (int64_t i = 0; i < k; ++i) {
-    const int64_t tile = i / 32 * 2 + half;
-    panel[(tile * 16 + i % 32 / 2) * 32 + lane * 2 + i % 2] = values[i];
-  }
-}
+constexpr float kFp8ScaleLimit = 0x1p100f;  // kernels multiply scales by 256
 
 int64_t round_up(int64_t x, int64_t step) {
   return (x + step - 1) / step * step;
 }
+
+bool has_stored_fp8(const HostMatrix& matrix) {
+  return matrix.weight.dtype == DType::kF8E4M3 && matrix.is_quantized();
+}
+
+// Kernels have no NaN of e4m3.
+bool fp8_is_plain(const HostMatrix& matrix) {
+  for (const float scale : matrix.scale_inv.to_floats()) {
+    if (!(std::abs(scale) < kFp8ScaleLimit)) return false;
+  }
+  const auto* codes = reinterpret_cast<const uint8_t*>(matrix.weight.data);
+  return std::none_of(codes, codes + matrix.weight.num_elements(),
+                      [](uint8_t code) { return (code & 0x7Fu) == 0x7Fu; });
+}
+
+// Packs panels one at a time: 32 rows of the checkpoint at k padded to whole steps.
+class PanelPacker {
+ public:
+  PanelPacker(int64_t k, WeightFormat format, Bf16Layout layout)
+      : k_(k),
+        num_steps_(round_up(k, kStepK) / kStepK),
+        format_(format),
+        layout_(layout),
+        floats_(static_cast<size_t>(num_steps_ * kStepK)) {
+    const auto size = static_cast<size_t>(kPanelCols * num_steps_ * kStepK);
+    if (format == WeightFormat::kBf16) {
+      values_.resize(size);
+    } else {
+      codes_.resize(size);
+      scales_.resize(static_cast<size_t>(kPanelCols * num_steps_));
+    }
+  }
+
+  void pack(const PanelColumn* columns, char* panel) {
+    for (int64_t c = 0; c < kPanelCols; ++c) {
+      if (format_ == WeightFormat::kBf16)
+        read_bf16(columns[c], &values_[c * padded_k()]);
+      else
+        read_codes(columns[c], c);
+    }
+    if (format_ != WeightFormat::kBf16)
+      put_panel(columns, panel);
+    else if (layout_ == Bf16Layout::kTiles)
+      put_tiles(panel);
+    else
+      put_pairs(reinterpret_cast<uint16_t*>(panel));
+  }
+
+ private:
+  int64_t padded_k() const { return num_steps_ * kStepK; }
+  int64_t group_size() const { return quant_group_size(format_); }
+
+  void read_bf16(const PanelColumn& column, uint16_t* out) {
+    if (column.matrix == nullptr) {
+      std::fill_n(out, k_, uint16_t{0});
+      return;
+    }
+    const HostTensor& weight = column.matrix->weight;
+    if (weight.dtype == DType::kBF16 && !column.matrix->is_quantized()) {
+      std::memcpy(out, weight.data + column.row * k_ * 2, static_cast<size_t>(k_) * 2);
+      return;
+    }
+    column.matrix->dequantize_row(column.row, floats_.data());
+    std::transform(floats_.begin(), floats_.begin() + k_, out, float_to_bf16);
+  }
+
+  // Codes of column c go to codes_[c][padded_k], scales to scales_[group][c].
+  void read_codes(const PanelColumn& column, int64_t c) {
+    uint8_t* codes = &codes_[c * padded_k()];
+    const bool stored =
+        column.matrix != nullptr && format_ == WeightFormat::kFp8 && has_stored_fp8(*column.matrix);
+    if (column.matrix == nullptr)
+      std::fill_n(floats_.begin(), k_, 0.0f);
+    else if (stored)
+      std::memcpy(codes, column.matrix->weight.data + column.row * k_, static_cast<size_t>(k_));
+    else
+      column.matrix->dequantize_row(column.row, floats_.data());
+    for (int64_t first = 0, group = 0; first < k_; first += group_size(), ++group) {
+      const auto count = static_cast<size_t>(std::min(group_size(), k_ - first));
+      scales_[group * kPanelCols + c] =
+          stored ? stored_scale(*column.matrix, column.row, group)
+                 : quantize_group(format_, {&floats_[first], count}, codes + first);
+    }
+  }
+
+  static float stored_scale(const HostMatrix& matrix, int64_t row, int64_t group) {
+    static_assert(HostMatrix::kQuantGroup == 128);
+    return matrix.scale_inv.float_at(row / 128 * matrix.scale_inv.shape[1] + group);
+  }
+
+  // [k/32][2 halves][16 pairs of k][16 columns] of 32 bits.
+  void put_tiles(char* panel) const {
+    for (int64_t step = 0; step < num_steps_; ++step) {
+      for (int64_t c = 0; c < kPanelCols; ++c) {
+        uint32_t pairs[16];
+        std::memcpy(pairs, &values_[c * padded_k() + step * kStepK], sizeof(pairs));
+        char* out = panel + (step * 2 + c / 16) * 1024 + c % 16 * 4;
+        for (int i = 0; i < 16; ++i) std::memcpy(out + i * 64, &pairs[i], 4);
+      }
+    }
+  }
+
+  // [k][16 columns][2 halves].
+  void put_pairs(uint16_t* panel) const {
+    for (int64_t first = 0; first < k_; first += kStepK) {
+      const int64_t end = std::min(first + kStepK, k_);
+      for (int64_t c = 0; c < kPanelCols; ++c) {
+        for (int64_t i = first; i < end; ++i)
+          panel[i * kPanelCols + c % 16 * 2 + c / 16] = values_[c * padded_k() + i];
+      }
+    }
+  }
+
+  // Brings the scales of int8 and int4 into the range that kernels.h wants of them, as multiples of
+  // one power of two. Groups below 2^-20 of the panel's largest get a coarser scale than they had.
+  float fit_scales(const PanelColumn* columns) {
+    float largest = 0;
+    for_groups([&](int64_t c, int64_t first, int64_t count, float scale) {
+      if (!is_zero(c, first, count)) largest = std::max(largest, std::abs(scale));
+    });
+    if (largest == 0) largest = 1;
+    const int top = format_ == WeightFormat::kInt8 ? 6 : 12;
+    const float least = 0x1p-13f;
+    const float factor = std::ldexp(1.0f, std::ilogb(largest) - top);
+    int64_t dequantized = -1;  // the column that floats_ holds
+    for_groups([&](int64_t c, int64_t first, int64_t count, float& scale) {
+      if (is_zero(c, first, count)) {
+        scale = least * factor;
+      } else if (std::abs(scale) < least * factor) {
+        scale = least * factor;
+        if (dequantized != c) columns[c].matrix->dequantize_row(columns[c].row, floats_.data());
+        dequantized = c;
+        quantize_group_with(format_, {&floats_[first], static_cast<size_t>(count)}, scale,
+                            &codes_[c * padded_k() + first]);
+      }
+    });
+    return factor;
+  }
+  template <class F>
+  void for_groups(F body) {
+    for (int64_t c = 0; c < kPanelCols; ++c) {
+      for (int64_t first = 0, group = 0; first < k_; first += group_size(), ++group)
+        body(c, first, std::min(group_size(), k_ - first), scales_[group * kPanelCols + c]);
+    }
+  }
+  bool is_zero(int64_t c, int64_t first, int64_t count) const {
+    const uint8_t* codes = &codes_[c * padded_k() + first];
+    return std::all_of(codes, codes + count, [](uint8_t code) { return code == 0; });
+  }
+
+  void put_panel(const PanelColumn* columns, char* panel) {
+    float factor = 1;
+    if (panel_header_bytes(format_) > 0) {
+      factor = fit_scales(columns);
+      std::memset(panel, 0, static_cast<size_t>(panel_header_bytes(format_)));
+      std::memcpy(panel, &factor, sizeof(factor));
+      panel += panel_header_bytes(format_);
+    }
+    put_steps(factor, panel);
+  }
+
+  void put_steps(float factor, char* panel) const {
+    for (int64_t step = 0; step < num_steps_; ++step) {
+      if (step % steps_per_group(format_) == 0) {
+        put_scales(&scales_[step / steps_per_group(format_) * kPanelCols], factor, panel);
+        panel += scales_bytes(format_);
+      }
+      for (int64_t c = 0; c < kPanelCols; ++c)
+        put_column(&codes_[c * padded_k() + step * kStepK], c % 16, panel + c / 16 * 64);
+      panel += step_bytes(format_);
+    }
+  }
+
+  // The codes of one column in each line of a step.
+  void put_column(const uint8_t* codes, int64_t c, char* line) const {
+    for (int64_t first = 0; first < kStepK; line += 128) {
+      if (format_ == WeightFormat::kFp8) {
+        for (int i = 0; i < 4; ++i)
+          line[i % 2 * 32 + c * 2 + i / 2] = static_cast<char>(codes[first + i]);
+        first += 4;
+        continue;
+      }
+      const int bits = format_ == WeightFormat::kInt4 ? 4 : 8;
+      uint32_t lane = 0;
+      for (int i = 0; i < 32 / bits; ++i) {
+        const uint32_t code = bits == 4 ? codes[first + i] & 15u : codes[first + i] ^ 0x80u;
+        lane |= code << (bits * code_place(format_, i));
+      }
+      std::memcpy(line + 4 * c, &lane, 4);
+      first += 32 / bits;
+    }
+  }
+
+  void put_scales(const float* scales, float factor, char* out) const {
+    if (format_ == WeightFormat::kFp8) {
+      std::memcpy(out, scales, kPanelCols * sizeof(float));
+      return;
+    }
+    const float unit = format_ == WeightFormat::kInt8 ? 256.0f / factor : 1.0f / factor;
+    for (int64_t c = 0; c < kPanelCols; ++c) {
+      const uint16_t bits = float_to_f16(scales[c] * unit);  // exact
+      std::memcpy(out + 2 * c, &bits, 2);
+    }
+  }
+
+  int64_t k_;
+  int64_t num_steps_;
+  WeightFormat format_;
+  Bf16Layout layout_;
+  std::vector<float> floats_;
+  std::vector<uint16_t> values_;  // [kPanelCols, padded_k]; zeros past k
+  std::vector<uint8_t> codes_;    // likewise
+  std::vector<float> scales_;     // [groups, kPanelCols], with room to spare
+};
 
 }  // namespace
 
@@ -52,25 +253,34 @@ std::vector<PanelColumn> gate_up_columns(const HostMatrix& gate, const HostMatri
   return columns;
 }
 
+WeightFormat panel_format(WeightFormat wanted, std::span<const HostMatrix> parts) {
+  if (wanted == WeightFormat::kBf16) return wanted;
+  const bool all_stored = std::all_of(parts.begin(), parts.end(), has_stored_fp8);
+  if (wanted == WeightFormat::kAuto && !all_stored) return WeightFormat::kBf16;
+  if (wanted != WeightFormat::kAuto && wanted != WeightFormat::kFp8) return wanted;
+  const bool plain = std::all_of(parts.begin(), parts.end(), [](const HostMatrix& part) {
+    return !has_stored_fp8(part) || fp8_is_plain(part);
+  });
+  return plain ? WeightFormat::kFp8 : WeightFormat::kBf16;
+}
+
+int64_t panel_bytes(WeightFormat format, Bf16Layout layout, int64_t k) {
+  if (format == WeightFormat::kBf16 && layout == Bf16Layout::kPairs) return k * kPanelCols * 2;
+  return step_offset(format, round_up(k, kStepK) / kStepK);
+}
+
 Result<PackedPanels> pack_panels(std::span<const PanelColumn> columns, int64_t k,
-                                 WeightLayout layout, ThreadPool& pool) {
+                                 WeightFormat format, Bf16Layout layout, ThreadPool& pool) {
+  CHECK(format != WeightFormat::kAuto);
   PackedPanels packed;
+  packed.format = format;
   packed.num_panels = static_cast<int64_t>(columns.size()) / kPanelCols;
-  packed.panel_size = panel_elements(k, layout);
-  VOLLEY_TRY(packed.data, Buffer::create(packed.num_panels * packed.panel_size * 2));
-  auto* out = reinterpret_cast<uint16_t*>(packed.data.data());
+  packed.panel_bytes = panel_bytes(format, layout, k);
+  VOLLEY_TRY(packed.data, Buffer::create(packed.num_bytes()));
   pool.split(packed.num_panels, 1, [&](ItemRange range, int) {
-    std::vector<float> floats(static_cast<size_t>(k));
-    std::vector<uint16_t> values(static_cast<size_t>(k));
-    for (int64_t panel = range.begin; panel < range.end; ++panel) {
-      for (int64_t column = 0; column < kPanelCols; ++column) {
-        const PanelColumn& source = columns[panel * kPanelCols + column];
-        if (source.matrix == nullptr) continue;
-        source.matrix->dequantize_row(source.row, floats.data());
-        std::transform(floats.begin(), floats.end(), values.begin(), float_to_bf16);
-        put_column(values, column, layout, out + panel * packed.panel_size);
-      }
-    }
+    PanelPacker packer(k, format, layout);
+    for (int64_t panel = range.begin; panel < range.end; ++panel)
+      packer.pack(&columns[panel * kPanelCols], packed.data.data() + panel * packed.panel_bytes);
   });
   return packed;
 }

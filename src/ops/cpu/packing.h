@@ -1,6 +1,6 @@
 #pragma once
 
-// Checkpoint weights to panels of bf16 (kernels.h, WeightLayout).
+// Checkpoint weights to panels (kernels.h).
 
 #include <span>
 #include <vector>
@@ -14,10 +14,12 @@ namespace volley::cpu {
 
 struct PackedPanels {
   Buffer data;
+  WeightFormat format = WeightFormat::kBf16;
   int64_t num_panels = 0;
-  int64_t panel_size = 0;  // bf16 elements
+  int64_t panel_bytes = 0;
 
-  const uint16_t* panels() const { return reinterpret_cast<const uint16_t*>(data.data()); }
+  const char* panels() const { return data.data(); }
+  int64_t num_bytes() const { return num_panels * panel_bytes; }
 };
 
 // One row of a checkpoint matrix, which becomes one column of a panel. A null matrix: zeros.
@@ -31,9 +33,16 @@ std::vector<PanelColumn> stacked_columns(std::span<const HostMatrix> parts);
 // 16 rows of gate, then the same rows of up, and so on.
 std::vector<PanelColumn> gate_up_columns(const HostMatrix& gate, const HostMatrix& up);
 
+// What `wanted` means for these matrices: kAuto becomes fp8 where all of them are stored so, with
+// scales that kernels can multiply by (below 128, no NaN among the weights), and bf16 otherwise.
+WeightFormat panel_format(WeightFormat wanted, std::span<const HostMatrix> parts);
+
+int64_t panel_bytes(WeightFormat format, Bf16Layout layout, int64_t k);
+
 // `columns` is a multiple of kPanelCols long. Each thread packs whole panels, so that on a NUMA
-// machine the memory lies where the same split of a matmul reads it.
+// machine the memory lies where the same split of a matmul reads it. Errors: no memory; FP8 weights
+// that panel_format() would not take.
 Result<PackedPanels> pack_panels(std::span<const PanelColumn> columns, int64_t k,
-                                 WeightLayout layout, ThreadPool& pool);
+                                 WeightFormat format, Bf16Layout layout, ThreadPool& pool);
 
 }  // namespace volley::cpu

@@ -20,9 +20,10 @@ class RowInvarianceTest : public testing::TestWithParam<Isa> {
     if (!isa_available(GetParam()))
       GTEST_SKIP() << "not run: this machine cannot run the " << isa_name(GetParam()) << " unit";
   }
-  std::unique_ptr<Ops> ops(int num_threads) const {
-    return *make_cpu_ops({.num_threads = num_threads, .isa = GetParam()});
+  std::unique_ptr<Ops> ops(int num_threads, WeightFormat format = WeightFormat::kBf16) const {
+    return *make_cpu_ops({.num_threads = num_threads, .isa = GetParam(), .weight_format = format});
   }
+  void matmuls(WeightFormat format);
 };
 
 INSTANTIATE_TEST_SUITE_P(Units, RowInvarianceTest,
@@ -56,16 +57,17 @@ void expect_row_invariant(const std::vector<std::unique_ptr<Ops>>& all_ops, int6
   }
 }
 
-TEST_P(RowInvarianceTest, Matmuls) {
+void RowInvarianceTest::matmuls(WeightFormat format) {
   // Tails everywhere, and one shape large enough that every thread has work.
-  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{72, 100}, {192, 160}}) {
-    const Weights weights(n, k, DType::kBF16, 1), up(n, k, DType::kF16, 2);
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{72, 100}, {192, 160}, {40, 600}}) {
+    const DType dtype = format == WeightFormat::kFp8 ? DType::kF8E4M3 : DType::kBF16;
+    const Weights weights(n, k, dtype, 1), up(n, k, DType::kF16, 2);
     Floats bias = random_floats(n, 3);
     const TensorView bias_view = view(bias, 1, n);
     std::vector<std::unique_ptr<Ops>> all_ops;
     std::vector<std::unique_ptr<PackedMatrix>> matrices, gate_ups;
     for (int num_threads : {1, 2, 5}) {
-      all_ops.push_back(ops(num_threads));
+      all_ops.push_back(ops(num_threads, format));
       matrices.push_back(*all_ops.back()->pack_matrix({&weights.matrix, 1}));
       gate_ups.push_back(*all_ops.back()->pack_gate_up(weights.matrix, up.matrix));
     }
@@ -117,6 +119,19 @@ TEST_P(RowInvarianceTest, Matmuls) {
         },
         "top_candidates");
   }
+}
+
+TEST_P(RowInvarianceTest, Matmuls) {
+  matmuls(WeightFormat::kBf16);
+}
+TEST_P(RowInvarianceTest, Fp8Matmuls) {
+  matmuls(WeightFormat::kFp8);
+}
+TEST_P(RowInvarianceTest, Int8Matmuls) {
+  matmuls(WeightFormat::kInt8);
+}
+TEST_P(RowInvarianceTest, Int4Matmuls) {
+  matmuls(WeightFormat::kInt4);
 }
 
 TEST_P(RowInvarianceTest, Norms) {
@@ -269,13 +284,20 @@ TEST_P(RowInvarianceTest, RolledBackDraftsLeaveNoTrace) {
 TEST(UnitAgreement, Avx2AndAvx512GiveTheSameBits) {
   if (!isa_available(Isa::kAvx2) || !isa_available(Isa::kAvx512))
     GTEST_SKIP() << "not run: this machine lacks avx2 or avx512";
-  auto avx2 = *make_cpu_ops({.num_threads = 2, .isa = Isa::kAvx2});
-  auto avx512 = *make_cpu_ops({.num_threads = 2, .isa = Isa::kAvx512});
   const Weights gate(90, 130, DType::kBF16, 1), up(90, 130, DType::kBF16, 2);
   Floats x = random_floats(20 * 130, 3, 1.0f, false), a(20 * 90), b(20 * 90);
-  for (auto& [ops, out] : {std::pair{avx2.get(), &a}, {avx512.get(), &b}})
-    ops->swiglu(view(x, 20, 130), **ops->pack_gate_up(gate.matrix, up.matrix), view(*out, 20, 90));
-  expect_same_bits(a.data(), b.data(), 20 * 90, "swiglu");
+  std::unique_ptr<Ops> avx2, avx512;
+  for (const WeightFormat format :
+       {WeightFormat::kFp8, WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kBf16}) {
+    avx2 = *make_cpu_ops({.num_threads = 2, .isa = Isa::kAvx2, .weight_format = format});
+    avx512 = *make_cpu_ops({.num_threads = 2, .isa = Isa::kAvx512, .weight_format = format});
+    for (auto& [ops, out] : {std::pair{avx2.get(), &a}, {avx512.get(), &b}}) {
+      ops->swiglu(view(x, 20, 130), **ops->pack_gate_up(gate.matrix, up.matrix),
+                  view(*out, 20, 90));
+    }
+    expect_same_bits(a.data(), b.data(), 20 * 90,
+                     fmt::format("swiglu {}", weight_format_name(format)));
+  }
   const SequenceModel model({4, 2, 80}, 0, 0);
   const auto first = model.run(*avx2, 50, 32, 1, false),
              second = model.run(*avx512, 33, 64, 2, true);

@@ -90,6 +90,21 @@ inline void with_epilogue(const MatmulTask& task, F body) {
   }
 }
 
+// Calls body.operator()<kFormat>() for the format of the task's weights.
+template <class F>
+inline void with_format(const MatmulTask& task, F body) {
+  switch (task.format) {
+    case WeightFormat::kFp8:
+      return body.template operator()<WeightFormat::kFp8>();
+    case WeightFormat::kInt8:
+      return body.template operator()<WeightFormat::kInt8>();
+    case WeightFormat::kInt4:
+      return body.template operator()<WeightFormat::kInt4>();
+    default:
+      return body.template operator()<WeightFormat::kBf16>();
+  }
+}
+
 // The sums of one row and one panel.
 template <Epilogue kEpilogue>
 inline void finish_row(const MatmulTask& task, int64_t row, int64_t panel, F16 low, F16 high,

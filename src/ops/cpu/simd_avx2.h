@@ -128,6 +128,70 @@ inline void load_panel_row(const uint16_t* p, F16& low, F16& high) {
   high.hi = _mm256_castsi256_ps(_mm256_and_si256(second, mask));
 }
 
+// ---- Quantised weights: lines of codes (kernels.h).
+
+struct Codes {
+  __m256i lo, hi;
+};
+inline Codes load_codes(const char* p) {
+  return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_load_si256(reinterpret_cast<const __m256i*>(p) + 1)};
+}
+
+// Byte kPlace of each column: as the float 256 + byte, in which it fills the mantissa.
+template <int kPlace>
+inline F16 byte_plus_256(Codes codes) {
+  const auto half = [](__m256i x) {
+    constexpr int kShift = 15 - 8 * kPlace;
+    const __m256i moved = kShift >= 0 ? _mm256_slli_epi32(x, kShift >= 0 ? kShift : 0)
+                                      : _mm256_srli_epi32(x, kShift < 0 ? -kShift : 0);
+    return _mm256_castsi256_ps(_mm256_or_si256(
+        _mm256_and_si256(moved, _mm256_set1_epi32(0x007F8000)), _mm256_set1_epi32(0x43800000)));
+  };
+  return {half(codes.lo), half(codes.hi)};
+}
+
+// Four bits of each column, -8 to 7.
+template <int kPlace>
+inline F16 nibble(Codes codes) {
+  const auto half = [](__m256i x) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(x, 28 - 4 * kPlace), 28));
+  };
+  return {half(codes.lo), half(codes.hi)};
+}
+
+// e4m3 code kIndex of each column, times 2^-8: as f16, which has its denormals too, and then wider.
+template <int kIndex>
+inline F16 e4m3_over_256(Codes codes) {
+  const __m256i words = kIndex % 2 == 0 ? codes.lo : codes.hi;
+  const __m256i top = kIndex < 2 ? _mm256_slli_epi16(words, 8) : words;
+  const __m256i half =
+      _mm256_and_si256(_mm256_srai_epi16(top, 1), _mm256_set1_epi16(int16_t(0xBF80)));
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+}
+
+inline F16 widen_f16(const uint16_t* p) {
+  const auto* halves = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+}
+
+// ---- Rooflines.
+
+uint64_t read_lines(const char* data, int64_t num_bytes) {
+  __m256i mixed[4] = {};
+  for (int64_t at = 0; at + 128 <= num_bytes; at += 128) {
+    _mm_prefetch(data + at + 16384, _MM_HINT_T1);
+    _mm_prefetch(data + at + 16384 + 64, _MM_HINT_T1);
+    const auto* line = reinterpret_cast<const __m256i*>(data + at);
+    for (int i = 0; i < 4; ++i) mixed[i] = _mm256_xor_si256(mixed[i], _mm256_load_si256(line + i));
+  }
+  const __m256i all =
+      _mm256_xor_si256(_mm256_xor_si256(mixed[0], mixed[1]), _mm256_xor_si256(mixed[2], mixed[3]));
+  return static_cast<uint64_t>(_mm256_extract_epi64(all, 0) ^ _mm256_extract_epi64(all, 1) ^
+                               _mm256_extract_epi64(all, 2) ^ _mm256_extract_epi64(all, 3));
+}
+
 // Lanes i and i + 8 first, then i and i + 4, 2, 1: the same tree in every unit.
 inline float reduce_add(F16 x) {
   const __m256 sum8 = _mm256_add_ps(x.lo, x.hi);

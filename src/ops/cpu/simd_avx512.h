@@ -103,6 +103,64 @@ inline void load_panel_row(const uint16_t* p, F16& low, F16& high) {
   high.v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xFFFF0000u))));
 }
 
+// ---- Quantised weights: lines of codes (kernels.h).
+
+struct Codes {
+  __m512i v;
+};
+inline Codes load_codes(const char* p) {
+  return {_mm512_load_si512(p)};
+}
+
+// Byte kPlace of each column: as the float 256 + byte, in which it fills the mantissa.
+template <int kPlace>
+inline F16 byte_plus_256(Codes codes) {
+  constexpr int kShift = 15 - 8 * kPlace;
+  const __m512i moved =
+      kShift >= 0 ? _mm512_slli_epi32(codes.v, kShift >= 0 ? static_cast<unsigned>(kShift) : 0)
+                  : _mm512_srli_epi32(codes.v, kShift < 0 ? static_cast<unsigned>(-kShift) : 0);
+  // (moved & mask) | bits of 256
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(moved, _mm512_set1_epi32(0x007F8000),
+                                                        _mm512_set1_epi32(0x43800000), 0xEA))};
+}
+
+// Four bits of each column, -8 to 7.
+template <int kPlace>
+inline F16 nibble(Codes codes) {
+  // The permutation looks at four bits of each index, which spares a mask.
+  const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+  return {_mm512_permutexvar_ps(_mm512_srli_epi32(codes.v, 4 * kPlace), values)};
+}
+
+// e4m3 code kIndex of each column, times 2^-8: as f16, which has its denormals too, and then wider.
+// (In f32 they would be denormals, at 150 cycles each.)
+template <int kIndex>
+inline F16 e4m3_over_256(Codes codes) {
+  const __m512i top = kIndex < 2 ? _mm512_slli_epi16(codes.v, 8) : codes.v;
+  const __m512i half =
+      _mm512_and_si512(_mm512_srai_epi16(top, 1), _mm512_set1_epi16(int16_t(0xBF80)));
+  return {_mm512_cvtph_ps(kIndex % 2 == 0 ? _mm512_castsi512_si256(half)
+                                          : _mm512_extracti64x4_epi64(half, 1))};
+}
+
+inline F16 widen_f16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+
+// ---- Rooflines.
+
+uint64_t read_lines(const char* data, int64_t num_bytes) {
+  __m512i mixed[4] = {};
+  for (int64_t at = 0; at + 256 <= num_bytes; at += 256) {
+    for (int i = 0; i < 4; ++i) {
+      _mm_prefetch(data + at + 16384 + 64 * i, _MM_HINT_T1);
+      mixed[i] = _mm512_xor_si512(mixed[i], _mm512_load_si512(data + at + 64 * i));
+    }
+  }
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_xor_si512(
+      _mm512_xor_si512(mixed[0], mixed[1]), _mm512_xor_si512(mixed[2], mixed[3]))));
+}
+
 // Lanes i and i + 8 first, then i and i + 4, 2, 1: the same tree in every unit.
 inline float reduce_add(F16 x) {
   const __m256 sum8 = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
