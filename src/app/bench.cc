@@ -5,6 +5,7 @@
 #include "app/bench_batch.h"
 #include "app/bench_measure.h"
 #include "app/bench_plot.h"
+#include "app/bench_shape.h"
 #include "app/bench_stats.h"
 #include "app/commands.h"
 #include "app/machine.h"
@@ -204,6 +205,7 @@ Result<int> bench_batches(const Options& options, Loaded& loaded, const AnswerRe
 }  // namespace
 
 Result<int> run_bench(const Options& options) {
+  if (!options.bench.shapes.empty()) return run_shape_bench(options);
   for (const std::string& path :
        {options.bench.json_file, options.bench.csv_file, options.bench.plot_file}) {
     VOLLEY_TRY_STATUS(check_writable(path));

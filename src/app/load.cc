@@ -13,6 +13,12 @@ Result<Backend> choose_backend(const ModelOptions& options) {
   if (backend.is_ref) return backend;
   backend.num_threads = options.num_threads > 0 ? options.num_threads : usable_cores();
   VOLLEY_TRY(backend.isa, isa_of_flag(options.isa));
+  const auto format = weight_format_from_name(options.weight_format);
+  if (!format) {
+    return invalid("--weight-format: expected auto, bf16, fp8, int8 or int4, got '{}'",
+                   options.weight_format);
+  }
+  backend.weight_format = *format;
   return backend;
 }
 
@@ -33,7 +39,9 @@ Result<LoadedModels> load_models(const std::string& target_folder, const std::st
   if (backend.is_ref) {
     loaded.ops = make_ref_ops();
   } else {
-    VOLLEY_TRY(loaded.ops, make_cpu_ops({.num_threads = backend.num_threads, .isa = backend.isa}));
+    VOLLEY_TRY(loaded.ops, make_cpu_ops({.num_threads = backend.num_threads,
+                                         .isa = backend.isa,
+                                         .weight_format = backend.weight_format}));
   }
   const ModelLimits limits = Engine::model_limits(config, target_files.config,
                                                   draft_files ? &draft_files->config : nullptr);

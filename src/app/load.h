@@ -19,6 +19,7 @@ struct Backend {
   bool is_ref = false;
   Isa isa = Isa::kAuto;
   int num_threads = 1;
+  WeightFormat weight_format = WeightFormat::kAuto;
 };
 Result<Backend> choose_backend(const ModelOptions& options);
 

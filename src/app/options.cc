@@ -23,6 +23,7 @@ struct RawValues {
   std::string speculative_config;
   std::string color = "auto";
   std::string compare;
+  bool random_weights = false;
   std::vector<std::string> logit_bias;
 };
 
@@ -69,6 +70,12 @@ void add_machine_flags(CLI::App& app, Options& o) {
       ->type_name("NAME")
       ->group("Machine");
   app.add_option("--backend", o.model.backend, "cpu, or ref: the slow oracle [cpu]")
+      ->type_name("NAME")
+      ->group("Machine");
+  app.add_option(
+         "--weight-format", o.model.weight_format,
+         "how the CPU holds weights: bf16, fp8, int8, int4, or auto: as stored where that is "
+         "fp8, bf16 otherwise [auto]")
       ->type_name("NAME")
       ->group("Machine");
   app.add_option("--prefill-chunk", o.model.prefill_chunk, "prompt tokens a pass [256]")
@@ -231,6 +238,7 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
       "Examples:\n"
       "  volley bench -m DIR -md DIR --prompts gsm8k.jsonl -n 128 --json out.json --plot out.svg\n"
       "  volley bench -m DIR -md DIR --synthetic --prompt-tokens 512 -n 128\n"
+      "  volley bench --shape qwen3-0.6b --weight-format bf16,int8,int4\n"
       "  volley bench -m DIR -md DIR --prompts gsm8k.jsonl -n 64 --ignore-eos --concurrency 1,8\n"
       "  volley bench same-answer -m DIR -md DIR --prompts mixed.jsonl --sample 1000");
   add_model_flags(bench, o, raw);
@@ -264,6 +272,27 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
       ->type_name("FILE")
       ->group("Output");
   add_output_flags(bench, o, raw);
+
+  const char* shapes = "Shapes";
+  bench
+      .add_option("--shape", o.bench.shapes,
+                  "instead: time single passes of qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b or "
+                  "llama3.1-8b with random weights beside what the machine could do; a list")
+      ->delimiter(',')
+      ->type_name("NAMES")
+      ->group(shapes);
+  bench.add_flag("--random-weights", raw.random_weights, "what --shape does in any case")
+      ->group(shapes);
+  bench
+      .add_option("--budget-s", o.bench.budget_s,
+                  "seconds of measuring, for each shape and format [60]")
+      ->type_name("S")
+      ->group(shapes);
+  bench
+      .add_option("--acceptance-length", o.bench.acceptance_length,
+                  "compute the speedup at this one [the paper's for the shape]")
+      ->type_name("X")
+      ->group(shapes);
 
   CLI::App& same =
       add(bench, Verb::kSameAnswer, "same-answer",
@@ -401,6 +430,20 @@ Status check_numbers(const Options& o) {
   VOLLEY_TRY_STATUS(check_int("--sample", o.same_answer.sample, 1, kMaxTokens));
   VOLLEY_TRY_STATUS(check_choice("--isa", o.model.isa, {"auto", "avx2", "avx512", "amx"}));
   VOLLEY_TRY_STATUS(check_choice("--backend", o.model.backend, {"cpu", "ref"}));
+  for (const std::string& format : o.bench.formats) {
+    VOLLEY_TRY_STATUS(
+        check_choice("--weight-format", format, {"auto", "bf16", "fp8", "int8", "int4"}));
+  }
+  if (o.bench.formats.size() != 1 && o.bench.shapes.empty())
+    return invalid("--weight-format: one format, or a list with bench --shape");
+  if (!(o.bench.budget_s > 0 && o.bench.budget_s <= 86400))
+    return invalid("--budget-s: expected a number of seconds, got {}", o.bench.budget_s);
+  if (!(o.bench.acceptance_length >= 0 && o.bench.acceptance_length <= 1024))
+    return invalid("--acceptance-length: expected a number from 1, got {}",
+                   o.bench.acceptance_length);
+  if (o.model.backend == "ref" && o.model.weight_format != "auto") {
+    return invalid("--weight-format {}: --backend ref holds floats alone", o.model.weight_format);
+  }
   // Token ids are checked against the vocabulary when the target is loaded.
   SamplingParams without_ids = o.answer.sampling;
   without_ids.logit_bias.clear();
@@ -410,6 +453,11 @@ Status check_numbers(const Options& o) {
 Status check_paths(const Options& o) {
   if (o.verb == Verb::kDownload && o.folders.empty()) {
     return invalid("nothing to download: give a hub id such as Qwen/Qwen3-4B");
+  }
+  if (o.verb == Verb::kBench && !o.bench.shapes.empty()) {
+    if (!o.model.target.empty() || !o.bench.prompt_files.empty() || o.bench.synthetic)
+      return invalid("--shape makes its own models and prompts: drop --target and --prompts");
+    return {};
   }
   const bool needs_target = o.verb != Verb::kInspect && o.verb != Verb::kDownload;
   if (needs_target && o.model.target.empty()) {
@@ -442,6 +490,9 @@ Status check_paths(const Options& o) {
 }
 
 Status apply_raw_values(const RawValues& raw, Options& o) {
+  o.bench.formats.clear();
+  std::istringstream formats(o.model.weight_format);
+  for (std::string format; std::getline(formats, format, ',');) o.bench.formats.push_back(format);
   VOLLEY_TRY(o.model.draft_length, DraftLengthChoice::parse(raw.draft_length));
   o.model.draft_length.branches = !raw.no_draft_branches;
   VOLLEY_TRY_STATUS(check_choice("--draft-sampling", raw.draft_sampling, {"coupled", "argmax"}));

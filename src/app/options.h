@@ -50,6 +50,7 @@ struct ModelOptions {
   int num_threads = 0;                  // 0: the physical cores this process may use
   std::string isa = "auto";
   std::string backend = "cpu";
+  std::string weight_format = "auto";
   int max_model_len = 0;    // 0: the checkpoint's, at most 8192
   int prefill_chunk = 256;  // prompt tokens a pass
   int max_num_seqs = 1;     // sequences computed at the same time
@@ -89,6 +90,11 @@ struct BenchOptions {
   bool compare_samplings = false;
   // Requests in flight, a run each; empty: one prompt at a time, in detail.
   std::vector<int> concurrency;
+  // Not empty: passes of these shapes with random weights, in each of the formats.
+  std::vector<std::string> shapes;
+  std::vector<std::string> formats = {"bf16"};
+  double budget_s = 60;          // of measuring, for each shape and format
+  double acceptance_length = 0;  // 0: the published one
 };
 
 struct SameAnswerOptions {

@@ -113,6 +113,11 @@ TEST(Options, AbsurdFlagsAreRefusedInOneLine) {
   error_of({"generate", "-m", "T", "--temperature", "-1"});
   error_of({"generate", "-m", "T", "--temperature", "nan"});
   error_of({"generate", "-m", "T", "--top-p", "0"});
+  error_of({"generate", "-m", "T", "--weight-format", "q4_0"});
+  error_of({"generate", "-m", "T", "--weight-format", "int8,int4"});
+  error_of({"generate", "-m", "T", "--backend", "ref", "--weight-format", "int8"});
+  error_of({"bench", "--shape", "qwen3-0.6b", "-m", "T"});
+  error_of({"bench", "--shape", "qwen3-0.6b", "--budget-s", "0"});
   error_of({"generate", "-m", "T", "--isa", "sse9"});
   error_of({"generate", "-m", "T", "--backend", "cuda9"});
   error_of({"generate", "-m", "T", "--color", "loud"});

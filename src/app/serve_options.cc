@@ -262,6 +262,12 @@ std::vector<Setting> engine_settings() {
        "NAME",
        "cpu, or ref: the slow oracle [cpu]",
        text(&ModelOptions::backend)},
+      {group,
+       {"--weight-format"},
+       "NAME",
+       "how the CPU holds weights: bf16, fp8, int8, int4, or auto: as stored where that is fp8, "
+       "bf16 otherwise [auto]",
+       text(&ModelOptions::weight_format)},
   };
 }
 

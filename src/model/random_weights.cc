@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/check.h"
 #include "tensor/float_formats.h"
 
 namespace volley {
@@ -17,9 +18,20 @@ uint64_t next_random(uint64_t& state) {
 
 }  // namespace
 
+RandomWeights RandomWeights::shared(uint64_t seed, int64_t num_elements) {
+  RandomWeights weights(seed);
+  weights.tensor({num_elements}, 0, 0.02f);
+  weights.is_shared_ = true;
+  return weights;
+}
+
 HostTensor RandomWeights::tensor(std::initializer_list<int64_t> shape, float mean, float spread) {
   int64_t num_elements = 1;
   for (const int64_t extent : shape) num_elements *= extent;
+  if (is_shared_) {
+    CHECK_LE(num_elements, static_cast<int64_t>(storage_.front().size()));
+    return HostTensor::of(storage_.front().data(), DType::kBF16, shape);
+  }
   std::vector<uint16_t>& values = storage_.emplace_back(num_elements);
   for (uint16_t& value : values) {
     // Uniform in [-1, 1], scaled to standard deviation `spread`.

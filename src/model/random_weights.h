@@ -15,6 +15,10 @@ class RandomWeights {
  public:
   explicit RandomWeights(uint64_t seed) : state_(seed) {}
 
+  // All tensors share one run of `num_elements` random values, which the largest must not exceed:
+  // for benchmarks of shapes, whose values do not matter and whose sources would fill the memory.
+  static RandomWeights shared(uint64_t seed, int64_t num_elements);
+
   TargetWeights target(const TargetConfig& config);
   DrafterWeights drafter(const DrafterConfig& config);
 
@@ -26,6 +30,7 @@ class RandomWeights {
 
   uint64_t state_;
   std::deque<std::vector<uint16_t>> storage_;
+  bool is_shared_ = false;
 };
 
 }  // namespace volley

@@ -465,19 +465,33 @@ bool isa_available(Isa isa) {
   });
 }
 
-Result<std::unique_ptr<Ops>> make_cpu_ops(const CpuOpsConfig& config) {
-  if (config.num_threads < 1 || config.num_threads > 1024)
-    return invalid("{} threads: expected 1 to 1024", config.num_threads);
+namespace {
+
+Result<const Unit*> choose_unit(Isa isa) {
   for (auto unit = kUnits.rbegin(); unit != kUnits.rend(); ++unit) {
-    if (config.isa != Isa::kAuto && config.isa != unit->isa) continue;
-    if (available(*unit)) return std::make_unique<CpuOps>(unit->ops_name, *unit->kernels(), config);
-    if (config.isa == unit->isa)
+    if (isa != Isa::kAuto && isa != unit->isa) continue;
+    if (available(*unit)) return &*unit;
+    if (isa == unit->isa)
       return make_error(ErrorKind::kUnsupported,
                         "this machine cannot run the {} unit: it needs {}; use another or 'auto'",
                         unit->name, unit->needs);
   }
   return make_error(ErrorKind::kUnsupported,
                     "this machine has none of AVX2, AVX-512 and AMX; use the ref backend");
+}
+
+}  // namespace
+
+Result<const cpu::KernelTable*> cpu::kernels_of(Isa isa) {
+  VOLLEY_TRY(const Unit* unit, choose_unit(isa));
+  return unit->kernels();
+}
+
+Result<std::unique_ptr<Ops>> make_cpu_ops(const CpuOpsConfig& config) {
+  if (config.num_threads < 1 || config.num_threads > 1024)
+    return invalid("{} threads: expected 1 to 1024", config.num_threads);
+  VOLLEY_TRY(const Unit* unit, choose_unit(config.isa));
+  return std::make_unique<CpuOps>(unit->ops_name, *unit->kernels(), config);
 }
 
 }  // namespace volley

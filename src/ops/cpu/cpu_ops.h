@@ -22,6 +22,12 @@ Result<Isa> parse_isa(std::string_view name);
 // Whether this processor and this kernel let the process run the unit. kAuto: whether any unit.
 bool isa_available(Isa isa);
 
+namespace cpu {
+struct KernelTable;
+// The kernels of a unit that can run here.
+Result<const KernelTable*> kernels_of(Isa isa);
+}  // namespace cpu
+
 struct CpuOpsConfig {
   int num_threads = 1;  // the calling thread included
   Isa isa = Isa::kAuto;
