@@ -22,7 +22,7 @@ def request(max_tokens, seed):
     body = json.dumps({"messages": [{"role": "user", "content": f"Tell story number {seed}."}],
                        "max_tokens": max_tokens, "ignore_eos": True, "stream": True,
                        "temperature": 1, "seed": seed}).encode()
-    return (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    return (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)) + body
 
 
