@@ -23,7 +23,7 @@ def ask(url, number):
     request = urllib.request.Request(url + "/v1/chat/completions", json.dumps(body).encode(),
                                      {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=150) as answer:
             text = answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code
@@ -34,7 +34,7 @@ def ask(url, number):
 
 def main():
     program = sys.argv[1] if len(sys.argv) > 1 else "build/volley"
-    with server(program, "--max-num-seqs", "8") as url:
+    with server(program, "--max-num-seqs", "8", "--threads", "1", "--drain-timeout", "120") as url:
         with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
             early = [pool.submit(ask, url, number) for number in range(REQUESTS)]
             while metric(url, "volley:connections") < REQUESTS:
@@ -44,7 +44,7 @@ def main():
             time.sleep(0.05)
             late = ask(url, 1000)
             results = [each.result() for each in early]
-        code = url.process.wait(30)
+        code = url.process.wait(150)
     print(f"{results.count(200)} of {REQUESTS} answered whole after SIGTERM, a late one got {late}, "
           f"exit code {code}")
     assert results == [200] * REQUESTS, results

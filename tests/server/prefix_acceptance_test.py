@@ -46,7 +46,8 @@ class Sum:
 
 def main():
     program = sys.argv[1] if len(sys.argv) > 1 else "build/volley"
-    with server(program, "--max-num-seqs", "4", "--log-requests", "false") as url:
+    with server(program, "--max-num-seqs", "4", "--threads", "1",
+                "--log-requests", "false") as url:
         def ask(messages, salt=None):
             body = {"messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0,
                     "num_speculative_tokens": DRAFTS, "spec_decode_metrics": "summary"}
