@@ -220,7 +220,7 @@ class HubTest : public testing::Test {
         repository_(cache_, "org/name") {
     fs::remove_all(cache_);
     fs::create_directories(cache_);
-    for (int i = 0; i < 300'000; ++i) weights_ += static_cast<char>(i * i >> 3);
+    for (uint32_t i = 0; i < 300'000; ++i) weights_ += static_cast<char>(i * i >> 3);
     hub_.add("config.json", "{}");
     hub_.add("tokenizer.json", R"({"a": 1})");
     hub_.add("chat_template.jinja", "{{ x }}");
