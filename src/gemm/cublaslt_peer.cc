@@ -18,15 +18,16 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 
-#define VOLLEY_CUBLASLT_CALLS(V)                                                            \
-  V(cublasLtCreate)                                                                         \
-  V(cublasLtDestroy)                                                                        \
-  V(cublasLtGetVersion)                                                                     \
-  V(cublasLtMatmulDescCreate)                                                               \
-  V(cublasLtMatmulDescSetAttribute)                                                         \
-  V(cublasLtMatmulDescDestroy) V(cublasLtMatrixLayoutCreate) V(cublasLtMatrixLayoutDestroy) \
-      V(cublasLtMatmulPreferenceCreate) V(cublasLtMatmulPreferenceSetAttribute)             \
-          V(cublasLtMatmulPreferenceDestroy) V(cublasLtMatmulAlgoGetHeuristic) V(cublasLtMatmul)
+#define VOLLEY_CUBLASLT_CALLS(V)                                                                 \
+  V(cublasLtCreate)                                                                              \
+  V(cublasLtDestroy)                                                                             \
+  V(cublasLtGetVersion)                                                                          \
+  V(cublasLtMatmulDescCreate)                                                                    \
+  V(cublasLtMatmulDescSetAttribute)                                                              \
+  V(cublasLtMatmulDescDestroy)                                                                   \
+  V(cublasLtMatrixLayoutCreate) V(cublasLtMatrixLayoutDestroy) V(cublasLtMatmulPreferenceCreate) \
+      V(cublasLtMatmulPreferenceSetAttribute) V(cublasLtMatmulPreferenceDestroy)                 \
+          V(cublasLtMatmulAlgoGetHeuristic) V(cublasLtMatmul)
 
 struct Calls {
 #define VOLLEY_DECLARE(name) decltype(&::name) name = nullptr;

@@ -201,8 +201,22 @@ TEST(KernelText, KernelsCompileWithoutSpills) {
             return a.config.accumulator_floats() < b.config.accumulator_floats();
           });
       configs.push_back(most->config);
+      // The tightest of those that share an SM.
+      const CandidateConfig* shared = nullptr;
+      for (const CandidateConfig& c : ranked) {
+        if (c.config.ctas_per_sm == 1 || c.config.math_warpgroups() == 1) continue;
+        if (shared == nullptr ||
+            c.config.accumulator_floats() > shared->config.accumulator_floats()) {
+          shared = &c;
+        }
+      }
+      if (shared != nullptr) configs.push_back(shared->config);
     }
   }
+  std::sort(configs.begin(), configs.end(), [](const GemmConfig& a, const GemmConfig& b) {
+    return config_name(a) < config_name(b);
+  });
+  configs.erase(std::unique(configs.begin(), configs.end()), configs.end());
   for (const GemmConfig& config : configs) {
     jit::KernelSource source = kernel_source(config);
     source.flags = {"--ptxas-options=-v"};

@@ -60,6 +60,11 @@ struct GemmConfig {
   VOLLEY_HD constexpr int cluster() const { return split_k ? segments : multicast; }
   // Segments that one CTA sums, and must keep apart.
   VOLLEY_HD constexpr int serial_segments() const { return split_k ? 1 : segments; }
+  // Whether the producer hands registers to the math warpgroups (setmaxnreg). The pool is the CTA's
+  // own: a CTA that shares its SM starts with too few to give, and would wait for them for ever.
+  VOLLEY_HD constexpr bool moves_registers() const {
+    return math_warpgroups() == 2 && ctas_per_sm == 1;
+  }
   // Floats a math thread holds: the accumulator wgmma writes, the promoted sum (FP8), the sum over
   // finished segments.
   VOLLEY_HD constexpr int accumulator_floats() const {

@@ -26,6 +26,7 @@ constexpr std::array kConfigs = {
     GemmConfig{kFp8, kOutBf16, kDense, false, 64, 64, 4, 1, false, 1, 2, 1, 1},
     GemmConfig{kFp8, kOutBf16, kDense, true, 8, 64, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kFp8, kOutBf16, kDense, true, 24, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8, kOutBf16, kDense, true, 8, 128, 3, 1, false, 1, 2, 1, 2},
     GemmConfig{kFp8, kOutBf16, kDense, true, 64, 128, 3, 1, false, 2, 2, 1, 1},
     GemmConfig{kFp8, kOutBf16, kDense, true, 128, 64, 3, 1, false, 1, 2, 1, 1},
     // One weight plan of four segments, in one CTA and over a cluster.
@@ -67,6 +68,7 @@ Status run_one(const GemmCall& call, uint64_t seed) {
                    .cluster_size = static_cast<int>(call.dims.cluster_size),
                    .num_threads = static_cast<int>(call.dims.num_threads),
                    .smem_bytes = static_cast<int>(call.dims.smem_bytes) + 16,
+                   .ctas_per_sm = call.config.ctas_per_sm,
                    .mma = call.config.mma,
                    .seed = seed},
                   [&] { run_gemm<kConfigs[kIndex]>(a, b, scale, d, call.params); });

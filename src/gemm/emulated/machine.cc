@@ -80,6 +80,8 @@ struct Cta {
   std::map<u32, Barrier> barriers;
   std::map<int, int> named_arrivals;  // by id: arrivals in all, whole generations included
   int syncs = 0;
+  int num_done = 0;            // threads
+  std::vector<int> registers;  // of a thread of each warpgroup
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
 };
@@ -111,6 +113,7 @@ class Machine {
       cta.smem.assign(static_cast<size_t>(spec.smem_bytes), 0xFF);
       cta.warps.resize(static_cast<size_t>(spec.num_threads / kWarp));
       cta.warpgroups.resize(static_cast<size_t>(spec.num_threads / kWarpgroup));
+      cta.registers.assign(cta.warpgroups.size(), start_registers());
     }
     const size_t count =
         static_cast<size_t>(spec.cluster_size) * static_cast<size_t>(spec.num_threads);
@@ -129,6 +132,11 @@ class Machine {
   Machine& operator=(const Machine&) = delete;
 
   Status run();
+
+  // Registers a thread starts with: an even share of the SM's, in steps of 8.
+  int start_registers() const {
+    return std::min(65536 / (spec_.num_threads * spec_.ctas_per_sm) / 8 * 8, 255);
+  }
 
   // For the running fiber.
   Fiber& self() { return *self_; }
@@ -157,6 +165,9 @@ class Machine {
     for (;;) ::swapcontext(&self_->context, &scheduler_);
   }
 
+  void check_alive(const Cta& target) {
+    if (target.num_done == spec_.num_threads) fail("a CTA that has ended is read or written");
+  }
   uint8_t* bytes_at(u32 address, int bytes) {
     const u32 rank = address >> kRankShift, offset = address & kOffsetMask;
     Cta& target = rank == 0 ? cta() : ctas_[std::min<size_t>(rank - 1, ctas_.size() - 1)];
@@ -164,11 +175,13 @@ class Machine {
       fail(fmt::format("shared address {:#x} of {} bytes leaves the CTA's {}", address, bytes,
                        target.smem.size()));
     }
+    check_alive(target);
     return target.smem.data() + offset;
   }
   Barrier& barrier_at(u32 address) {
     const u32 rank = address >> kRankShift;
     Cta& target = rank == 0 ? cta() : ctas_[std::min<size_t>(rank - 1, ctas_.size() - 1)];
+    check_alive(target);
     Barrier& barrier = target.barriers[address & kOffsetMask];
     if (!barrier.live) fail(fmt::format("no mbarrier at {:#x}", address));
     return barrier;
@@ -210,6 +223,7 @@ thread_local Machine* machine = nullptr;
 void Machine::enter() {
   machine->kernel_();
   machine->self_->done = true;
+  ++machine->cta().num_done;
   machine->progressed_ = true;
   for (;;) ::swapcontext(&machine->self_->context, &machine->scheduler_);
 }
@@ -227,15 +241,20 @@ Status Machine::run() {
   // never rely on, and 32 times fewer orders are tried per run.
   std::vector<size_t> order(fibers_.size() / kWarp);
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::vector<int> naps(order.size(), 0);
   int idle_rounds = 0;
   size_t num_left = fibers_.size();
   while (num_left > 0 && failure_.empty()) {
     std::shuffle(order.begin(), order.end(), random_);
     progressed_ = false;
     num_left = 0;
+    int num_napping = 0;
     for (const size_t w : order) {
-      if (random_() % 4 == 0) {
-        // This warp sleeps for a round.
+      if (naps[w] == 0 && random_() % 400 == 0) naps[w] = static_cast<int>(random_() % 300);
+      if (naps[w] > 0 || random_() % 4 == 0) {
+        // This warp sleeps, for a round or, now and then, while others go far ahead.
+        num_napping += naps[w] > 0;
+        naps[w] = std::max(0, naps[w] - 1);
         num_left += kWarp;
         continue;
       }
@@ -259,7 +278,7 @@ Status Machine::run() {
     bool all_done = true;
     for (const Fiber& fiber : fibers_) all_done = all_done && fiber.done;
     if (all_done) break;
-    idle_rounds = progressed_ ? 0 : idle_rounds + 1;
+    idle_rounds = progressed_ || num_napping > 0 ? 0 : idle_rounds + 1;
     if (idle_rounds > 100) {  // sleepers had every chance to wake
       std::map<std::string, int> waits;
       for (const Fiber& fiber : fibers_) {
@@ -336,6 +355,7 @@ void Machine::execute(const BoxLoad& load) {
   for (size_t rank = 0; rank < ctas_.size(); ++rank) {
     if ((load.mask >> rank & 1) == 0) continue;
     Cta& target = ctas_[rank];
+    if (target.num_done == spec_.num_threads) failure_ = "a copy into a CTA that has ended";
     int64_t moved = 0;
     walk_box(load.map, load.smem, load.x, load.y, load.z, [&](u32 offset, const uint8_t* global) {
       if (offset + static_cast<u32>(bytes) > target.smem.size()) {
@@ -448,6 +468,20 @@ u32 map_address(u32 address, u32 rank) {
   if (rank >= static_cast<u32>(machine->spec().cluster_size))
     machine->fail("mapa to no CTA of the cluster");
   return (rank + 1) << kRankShift | (address & kOffsetMask);
+}
+
+void set_registers(int a_thread) {
+  Cta& cta = machine->cta();
+  const auto warpgroup = static_cast<size_t>(machine->self().thread / kWarpgroup);
+  // Growing waits until the CTA's own pool has enough.
+  machine->wait("setmaxnreg", [&] {
+    int others = 0;
+    for (size_t w = 0; w < cta.registers.size(); ++w)
+      others += w == warpgroup ? 0 : cta.registers[w];
+    const int pool = machine->start_registers() * static_cast<int>(cta.registers.size());
+    return a_thread <= cta.registers[warpgroup] || others + a_thread <= pool;
+  });
+  cta.registers[warpgroup] = a_thread;
 }
 
 void sync_cluster() {

@@ -35,6 +35,7 @@ struct LaunchSpec {
   int cluster_size = 1;
   int num_threads = 128;
   int smem_bytes = 0;
+  int ctas_per_sm = 1;  // what __launch_bounds__ promises: sets the registers a CTA starts with
   MmaKind mma = MmaKind::kFp8;
   uint64_t seed = 1;
 };
@@ -54,6 +55,7 @@ u32 rank_in_cluster();
 
 u32 smem_base();
 u32 map_address(u32 address, u32 rank);
+void set_registers(int a_thread);  // setmaxnreg
 void sync_cluster();
 void sync_cta();
 void sync_warp();

@@ -38,8 +38,8 @@
 
 namespace volley::gemm {
 
-// With two math warpgroups the CTA starts with 168 registers a thread; the producer hands most of
-// its own over. 2 * 128 * 224 + 128 * 56 = 64512 of 65536.
+// With two math warpgroups a CTA that has its SM to itself starts with 168 registers a thread; the
+// producer hands most of its own over. 2 * 128 * 224 + 128 * 56 = 64512 of 65536.
 inline constexpr int kMathRegisters = 224;
 inline constexpr int kProducerRegisters = 56;
 
@@ -188,7 +188,7 @@ struct GemmKernel {
     __syncwarp();
     if constexpr (C.multicast > 1) {
       // Every CTA of the cluster writes into every stage: each producer waits for all of them.
-      if (me.lane < C.multicast) mbarrier_arrive_cluster(map_to_rank(empty(stage), me.lane));
+      if (me.lane < C.multicast) mbarrier_arrive_remote(map_to_rank(empty(stage), me.lane));
     } else {
       if (me.lane == 0) mbarrier_arrive(empty(stage));
     }
@@ -466,7 +466,7 @@ struct GemmKernel {
       }
     }
     __syncwarp();
-    signal_others(kPartialReady, me);
+    signal_others<true>(kPartialReady, me);
     mbarrier_wait_cluster(barrier(kPartialReady), phase);
 #pragma unroll
     for (int j = 0; j < kOctets; ++j) {
@@ -487,14 +487,21 @@ struct GemmKernel {
       sum[4 * j + 3] = whole.w;
     }
     __syncwarp();
-    signal_others(kPartialFree, me);
+    signal_others<false>(kPartialFree, me);
     phase ^= 1;
   }
 
-  // One arrival of this warp on barrier `index` of every other CTA.
+  // One arrival of this warp on barrier `index` of every other CTA; kReleases: after this warp's
+  // writes.
+  template <bool kReleases>
   __device__ __forceinline__ void signal_others(int index, const Thread& me) const {
     if (me.lane < C.segments && me.lane != static_cast<int>(rank)) {
-      mbarrier_arrive_cluster(map_to_rank(barrier(index), me.lane));
+      const u32 remote = map_to_rank(barrier(index), me.lane);
+      if constexpr (kReleases) {
+        mbarrier_arrive_cluster(remote);
+      } else {
+        mbarrier_arrive_remote(remote);
+      }
     }
   }
 
@@ -542,7 +549,7 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
   }
 
   if (warpgroup == C.math_warpgroups()) {
-    if constexpr (C.math_warpgroups() == 2) release_registers<kProducerRegisters>();
+    if constexpr (C.moves_registers()) release_registers<kProducerRegisters>();
     if (threadIdx.x == C.math_warpgroups() * kWarpgroup) {
       prefetch_map(a_map);
       prefetch_map(b_map);
@@ -551,7 +558,7 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
     }
     __syncwarp();
   } else {
-    if constexpr (C.math_warpgroups() == 2) claim_registers<kMathRegisters>();
+    if constexpr (C.moves_registers()) claim_registers<kMathRegisters>();
     gemm.consume(d_map);
   }
   // Others of the cluster may still write into this CTA's stages, arrive on its barriers or read

@@ -99,6 +99,9 @@ inline void mbarrier_expect_bytes(u32 barrier, u32 bytes) {
 inline void mbarrier_arrive(u32 barrier) {
   emulated::barrier_arrive(barrier);
 }
+inline void mbarrier_arrive_remote(u32 barrier) {
+  emulated::barrier_arrive(barrier);
+}
 inline void mbarrier_arrive_cluster(u32 barrier) {
   emulated::barrier_arrive(barrier);
 }
@@ -140,9 +143,13 @@ void wgmma_wait() {
 template <int kSize>
 void pin(float (&)[kSize]) {}
 template <int kRegisters>
-void release_registers() {}
+void release_registers() {
+  emulated::set_registers(kRegisters);
+}
 template <int kRegisters>
-void claim_registers() {}
+void claim_registers() {
+  emulated::set_registers(kRegisters);
+}
 
 inline u32 pack_bf16(float low, float high) {
   return float_to_bf16(low) | static_cast<u32>(float_to_bf16(high)) << 16;
