@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kMinFilledTiles = 88;      // 64-row tiles below which a weight's K is cut
 constexpr int kMinBlocksPerSegment = 8;  // 128-byte blocks of K
+constexpr int kMinMulticastRows = 1024;  // of one weight
 
 int element_bytes(MmaKind mma) {
   return mma == MmaKind::kFp8 ? 1 : 2;
@@ -181,6 +182,9 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
       std::max({out.mma_us, out.l2_us, out.dram_us}) +
       0.1 * (out.mma_us + out.l2_us + out.dram_us - std::max({out.mma_us, out.l2_us, out.dram_us}));
   out.us = device.launch_us + fill_clocks / clock + rounds * epilogue_clocks / clock + body;
+  // Sharing A pays where L2 limits, with many tokens. With few it measured two to three times
+  // slower (docs/gemm.md); its cause is gone, but what it gains there has not been measured.
+  if (c.multicast > 1 && (c.swap_ab || rows < kMinMulticastRows)) out.us *= 3;
   return out;
 }
 

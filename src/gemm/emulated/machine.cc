@@ -250,7 +250,7 @@ Status Machine::run() {
     num_left = 0;
     int num_napping = 0;
     for (const size_t w : order) {
-      if (naps[w] == 0 && random_() % 400 == 0) naps[w] = static_cast<int>(random_() % 300);
+      if (naps[w] == 0 && random_() % 3000 == 0) naps[w] = static_cast<int>(random_() % 300);
       if (naps[w] > 0 || random_() % 4 == 0) {
         // This warp sleeps, for a round or, now and then, while others go far ahead.
         num_napping += naps[w] > 0;
