@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "app/weight_error.h"
 #include "ops/cpu/cpu_ops.h"
 
 namespace volley {
@@ -62,6 +63,21 @@ TEST(BenchShape, MeasuresEveryPassInEveryFormat) {
     EXPECT_THAT(report->table(), HasSubstr("computed, not measured"));
     EXPECT_THAT(shape_plot_svg({*report}, "a & b"), HasSubstr("a &amp; b"));
   }
+}
+
+TEST(WeightError, OfTheDemoTarget) {
+  if (!isa_available(Isa::kAuto)) GTEST_SKIP() << "not run: no CPU unit can run here";
+  const auto int8 = measure_weight_error("models/demo-target", WeightFormat::kInt8, {});
+  const auto int4 = measure_weight_error("models/demo-target", WeightFormat::kInt4, {});
+  ASSERT_TRUE(int8) << int8.error().message;
+  ASSERT_TRUE(int4) << int4.error().message;
+  for (const double error : int8->layers) EXPECT_LT(error, 0.01);
+  for (const double error : int4->layers) EXPECT_LT(error, 0.1);
+  EXPECT_LT(int8->mean_kl, 0.005);
+  EXPECT_LT(int4->mean_kl, 0.2);
+  EXPECT_GT(int8->argmax_agreement, 0.97);
+  EXPECT_GT(int4->argmax_agreement, 0.85);
+  EXPECT_THAT(int4->table(), HasSubstr("layer 0"));
 }
 
 TEST(BenchShape, SaysWithNumbersWhatDoesNotFit) {

@@ -5,6 +5,7 @@
 
 #include "app/chat_format.h"
 #include "app/commands.h"
+#include "app/weight_error.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "text/tokenizer.h"
@@ -219,6 +220,12 @@ Result<int> run_inspect(const Options& options) {
     json["fit"] = fit_json(fit);
     text += fmt::format("{} {} {}\n{}", *drafter, fit.ok() ? "fits" : "does NOT fit", *target,
                         fit_table(fit));
+  }
+  if (const auto format = weight_format_from_name(options.model.weight_format);
+      target && format && quant_group_size(*format) > 0) {
+    VOLLEY_TRY(const WeightError error, measure_weight_error(*target, *format, options.model));
+    json["weight_error"] = error.json();
+    text += fmt::format("{}{}", text.empty() ? "" : "\n", error.table());
   }
   fmt::print("{}", options.prompt.json ? dump_json(json, 2) + "\n" : text);
   return fits ? kExitOk : kExitFailed;

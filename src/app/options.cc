@@ -319,6 +319,10 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
   same.add_option("--isa", o.model.isa, "one CPU unit: avx2, avx512 or amx [all this machine has]")
       ->type_name("NAME")
       ->group("Matrix");
+  same.add_option("--weight-format", o.model.weight_format,
+                  "bf16, fp8, int8, int4 or auto: how the CPU holds weights [auto]")
+      ->type_name("NAME")
+      ->group("Matrix");
   same.add_option("--json", o.same_answer.json_file, "write the result")
       ->type_name("FILE")
       ->group("Output");
@@ -346,6 +350,11 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
                           "  volley inspect -m DIR -md DIR --json");
   inspect.add_option("folders", o.folders, "model folders, targets or drafters")->type_name("DIR");
   add_model_flags(inspect, o, raw);
+  inspect
+      .add_option("--weight-format", o.model.weight_format,
+                  "also measure what fp8, int8 or int4 costs this target in precision, on the CPU")
+      ->type_name("NAME")
+      ->group("Machine");
   inspect.add_flag("--json", o.prompt.json, "print JSON")->group("Output");
   add_output_flags(inspect, o, raw);
 

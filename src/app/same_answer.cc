@@ -108,7 +108,9 @@ class MatrixRun {
   }
 
   Result<LoadedModels> load_engine(const EngineKey& key) const {
-    const Backend backend{.isa = matrix_.isas[key.isa_idx], .num_threads = key.num_threads};
+    const Backend backend{.isa = matrix_.isas[key.isa_idx],
+                          .num_threads = key.num_threads,
+                          .weight_format = matrix_.weight_format};
     EngineConfig config;
     config.max_num_seqs =
         *std::max_element(matrix_.max_num_seqs.begin(), matrix_.max_num_seqs.end());

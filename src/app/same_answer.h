@@ -40,6 +40,7 @@ struct SameAnswerMatrix {
   std::vector<int> max_num_seqs = {1, 4};           // sequences in flight
   std::vector<bool> prefix_cached = {false, true};  // may read pages that another run left
   std::vector<Isa> isas;                            // units to test, each by itself
+  WeightFormat weight_format = WeightFormat::kAuto;
   int max_tokens = 24;
   uint64_t seed = 0;
   int sample = 0;  // runs of a covering sample; 0: every combination

@@ -25,6 +25,8 @@ Result<int> run_same_answer(const Options& options) {
   matrix.max_tokens = options.answer.max_tokens;
   matrix.seed = options.answer.sampling.seed;
   matrix.sample = options.same_answer.full ? 0 : options.same_answer.sample;
+  matrix.weight_format =
+      weight_format_from_name(options.model.weight_format).value_or(WeightFormat::kAuto);
   if (options.model.isa == "auto") {
     matrix.isas = available_isas();
   } else {
