@@ -52,9 +52,8 @@ class Program {
 
 class NvrtcCompiler : public Compiler {
  public:
-  NvrtcCompiler(const Nvrtc& nvrtc, void* library, std::string id)
-      : nvrtc_(nvrtc), library_(library), id_(std::move(id)) {}
-  ~NvrtcCompiler() override { ::dlclose(library_); }
+  // The library stays loaded for good: it keeps memory of its own, which unloading would lose.
+  NvrtcCompiler(const Nvrtc& nvrtc, std::string id) : nvrtc_(nvrtc), id_(std::move(id)) {}
 
   const std::string& id() const override { return id_; }
   Result<Compiled> compile(const KernelSource& source, std::string_view arch) const override;
@@ -67,7 +66,6 @@ class NvrtcCompiler : public Compiler {
   }
 
   Nvrtc nvrtc_;
-  void* library_;
   std::string id_;
 };
 
@@ -151,7 +149,7 @@ Result<std::unique_ptr<Compiler>> load_nvrtc(const std::string& library) {
   }
   std::string id = fmt::format("nvrtc {}.{} ({})", major, minor,
                                file_of(reinterpret_cast<void*>(nvrtc.version)));
-  return std::make_unique<NvrtcCompiler>(nvrtc, handle, std::move(id));
+  return std::make_unique<NvrtcCompiler>(nvrtc, std::move(id));
 }
 
 }  // namespace volley::jit
