@@ -233,6 +233,7 @@ Status Engine::allocate(const ModelLimits& limits) {
   }
   draft_rows_ = RowBatch(limits.max_rows, config_.max_num_seqs);
   inject_rows_ = RowBatch(limits.max_rows, config_.max_num_seqs);
+  kept_rows_ = RowBatch(limits.max_rows, config_.max_num_seqs);
   return {};
 }
 
@@ -355,7 +356,12 @@ void Engine::choose_draft_lengths() {
   for (const auto& [id, sequence] : sequences_) {
     sequence->draft_length = 0;
     const ScheduledSequence* scheduled = scheduler_.find(sequence->id);
-    if (!scheduled->decodes()) continue;
+    if (!scheduled->decodes()) {
+      // It will decode soon. While prompts fill a step, a decoded token is worth what it will be
+      // then, not what it would be with the few that decode now.
+      num_others += num_others < config_.max_num_seqs;
+      continue;
+    }
     // The bonus token is always there: one draft fewer than the tokens still allowed.
     const int64_t remaining = sequence->request.max_tokens - sequence->stats.num_tokens;
     const int bound = static_cast<int>(std::min<int64_t>(block_size_ - 1, remaining - 1));
@@ -774,6 +780,7 @@ void Engine::collect_outputs() {
     first_row += item.num_rows;
     first_output += item.num_outputs;
   }
+  if (drafter_ != nullptr) inject_kept();
 }
 
 // The acceptance rule over one sequence's chains, then the bookkeeping.
@@ -851,7 +858,7 @@ void Engine::record(Sequence& sequence, int num_accepted) {
 
 // Keeps rows [first_row, first_row + num_rows) of this step's taps for the drafter. A decoding
 // sequence's wait for its next draft; when the buffer is full, or for a prompt's many rows, they
-// are injected at once.
+// are injected before the step ends.
 void Engine::keep_target_hidden(Sequence& sequence, int first_row, int num_rows) {
   if (!sequence.drafts_at_all()) return;
   ScheduledSequence& scheduled = *sequence.scheduled;
@@ -861,12 +868,26 @@ void Engine::keep_target_hidden(Sequence& sequence, int first_row, int num_rows)
     ops_.copy(rows, sequence.hidden.view().row_range(num_pending, num_rows));
     return;
   }
-  inject_pending(sequence);
-  inject_rows_.clear();
-  inject_rows_.begin_sequence(scheduled.pages.data());
-  for (int i = 0; i < num_rows; ++i) inject_rows_.add(0, scheduled.num_computed + i);
-  drafter_->inject(inject_rows_, rows, *draft_kv_);
+  if (num_pending > 0) {
+    inject_kept();
+    inject_pending(sequence);
+  }
+  // Prompts stand together in a step: one pass for all of them.
+  const bool follows = first_row == first_kept_row_ + kept_rows_.num_rows();
+  if (!follows) inject_kept();
+  if (kept_rows_.empty()) first_kept_row_ = first_row;
+  kept_rows_.begin_sequence(scheduled.pages.data());
+  for (int i = 0; i < num_rows; ++i) kept_rows_.add(0, scheduled.num_computed + i);
   scheduled.num_injected = scheduled.num_computed + num_rows;
+}
+
+// Injects what keep_target_hidden() left in this step's taps.
+void Engine::inject_kept() {
+  if (kept_rows_.empty()) return;
+  drafter_->inject(kept_rows_,
+                   target_hidden_.view().row_range(first_kept_row_, kept_rows_.num_rows()),
+                   *draft_kv_);
+  kept_rows_.clear();
 }
 
 void Engine::remove_finished() {

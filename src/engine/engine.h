@@ -182,6 +182,7 @@ class Engine {
   void record(Sequence& sequence, int num_accepted);
   void keep_target_hidden(Sequence& sequence, int first_row, int num_rows);
   int32_t target_token(Sequence& sequence, int output_idx, int64_t position);
+  void inject_kept();
   void remove_finished();
 
   EngineConfig config_;
@@ -205,6 +206,8 @@ class Engine {
   RowBatch verify_rows_;
   RowBatch draft_rows_;
   RowBatch inject_rows_;
+  RowBatch kept_rows_;  // of this step's taps, from row first_kept_row_ on: to be injected
+  int first_kept_row_ = 0;
   std::vector<int32_t> output_rows_;
   std::vector<int32_t> argmax_ids_;
   bool greedy_step_ = false;

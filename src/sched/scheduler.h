@@ -28,8 +28,8 @@ struct SchedulerConfig {
   int page_size = 64;
   int max_rows = 0;         // of a step
   int max_output_rows = 0;  // of a step; at least max_num_seqs
-  // Positions after the known tokens that a draft pass writes, however few drafts are kept of it, and
-  // the positions a sequence can have; 0: no more than the drafts.
+  // Positions after the known tokens that a draft pass writes, however few drafts are kept of it,
+  // and the positions a sequence can have; 0: no more than the drafts.
   int draft_rows = 0;
   int max_positions = 0;
   bool prefix_caching = true;

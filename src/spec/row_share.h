@@ -15,6 +15,9 @@ struct DraftStep {
   int rows = 1;
 };
 
+// A guess worth less than this a row is worth nothing anywhere.
+inline constexpr double kLeastValue = 0.01;
+
 struct DraftBid {
   std::span<const DraftStep> steps;
   int num_taken = 0;  // out: the first steps, which the pass takes
@@ -30,11 +33,11 @@ double share_rows(std::span<DraftBid> bids, int num_rows, double num_tokens, boo
   for (DraftBid& bid : bids) bid.num_taken = 0;
   const auto next = [&]() -> DraftBid* {
     DraftBid* best = nullptr;
-    double best_value = 0;
+    double best_value = kLeastValue;
     for (DraftBid& bid : bids) {
       if (bid.num_taken == static_cast<int>(bid.steps.size())) continue;
       const DraftStep& step = bid.steps[bid.num_taken];
-      const double value = step.value / step.rows;
+      const double value = step.rows == 1 ? step.value : step.value / step.rows;
       if (value > best_value) best_value = value, best = &bid;
     }
     return best;
