@@ -55,7 +55,7 @@ class EngineThreadTest : public testing::Test {
                               .head_dim = 8,
                               .intermediate_size = 48,
                               .vocab_size = kVocab,
-                              .max_position_embeddings = 256,
+                              .max_position_embeddings = 4096,
                               .qk_norm = true,
                               .layer_window = {0, 0, 0}};
     const DrafterConfig drafter{.hidden_size = 32,
@@ -67,7 +67,7 @@ class EngineThreadTest : public testing::Test {
                                 .intermediate_size = 48,
                                 .vocab_size = kVocab,
                                 .draft_vocab_size = kVocab,
-                                .max_position_embeddings = 256,
+                                .max_position_embeddings = 4096,
                                 .block_size = 8,
                                 .mask_token_id = 3,
                                 .taps = {0, 2},
@@ -145,7 +145,7 @@ TEST_F(EngineThreadTest, AnswersFromManyThreadsEqualThoseAlone) {
 TEST_F(EngineThreadTest, CancelFreesPagesAtOnce) {
   for (int round = 0; round < 20; ++round) {
     Answer answer;
-    const auto ticket = submit({.prompt_ids = random_prompt(40, round), .max_tokens = 200}, answer);
+    const auto ticket = submit({.prompt_ids = random_prompt(40, round), .max_tokens = 4000}, answer);
     ASSERT_TRUE(ticket);
     while (round % 2 == 0 && answer.num_events() < 2) std::this_thread::yield();
     thread_->cancel(*ticket);
