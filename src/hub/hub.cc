@@ -15,8 +15,9 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/sha256.h"
 #include "hub/http_get.h"
-#include "hub/sha.h"
+#include "hub/sha1.h"
 
 namespace volley {
 namespace {
@@ -68,22 +69,23 @@ class FileHash {
     reset();
   }
   void reset() {
-    sha256_.emplace();
-    sha1_.emplace();
+    sha256_ = {};
+    sha1_ = {};
     if (is_sha256_) return;
     const std::string head = fmt::format("blob {}", num_bytes_);  // and its terminating zero
-    sha1_->update(std::as_bytes(std::span(head.c_str(), head.size() + 1)));
+    sha1_.update({head.c_str(), head.size() + 1});
   }
   void update(std::span<const std::byte> bytes) {
-    is_sha256_ ? sha256_->update(bytes) : sha1_->update(bytes);
+    const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    is_sha256_ ? sha256_.update(text) : sha1_.update(text);
   }
-  std::string hex() { return is_sha256_ ? sha256_->hex() : sha1_->hex(); }
+  std::string hex() { return is_sha256_ ? to_hex(sha256_.finish()) : sha1_.hex(); }
 
  private:
   bool is_sha256_;
   int64_t num_bytes_;
-  std::optional<Sha256> sha256_;
-  std::optional<Sha1> sha1_;
+  Sha256 sha256_;
+  Sha1 sha1_;
 };
 
 // Held while a blob is written; the same file and the same lock as Hugging Face's tools.
