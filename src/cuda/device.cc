@@ -1,5 +1,7 @@
 #include "cuda/device.h"
 
+#include <array>
+
 namespace volley::cuda {
 namespace {
 
@@ -178,27 +180,40 @@ Result<Kernel> Module::kernel(const char* name, int smem_bytes) const {
 
 namespace {
 
-// `cluster` must live as long as the configuration that points at it.
-LaunchConfig launch_config(const LaunchDims& dims, LaunchAttribute& cluster) {
-  cluster.id = kLaunchAttributeCluster;
-  cluster.cluster_dim[0] = dims.cluster_size;
-  cluster.cluster_dim[1] = 1;
-  cluster.cluster_dim[2] = 1;
+// `attributes` must live as long as the configuration that points at them.
+LaunchConfig launch_config(const LaunchDims& dims, std::array<LaunchAttribute, 2>& attributes) {
   LaunchConfig config;
   config.grid_x = dims.num_ctas;
   config.cta_x = dims.num_threads;
   config.smem_bytes = dims.smem_bytes;
-  config.attributes = &cluster;
-  config.num_attributes = dims.cluster_size > 1 ? 1 : 0;
+  config.attributes = attributes.data();
+  // A cluster of one is a cluster too, but need not be said.
+  if (dims.cluster_size > 1) {
+    LaunchAttribute& cluster = attributes[config.num_attributes++];
+    cluster.id = kLaunchAttributeCluster;
+    cluster.cluster_dim[0] = dims.cluster_size;
+    cluster.cluster_dim[1] = 1;
+    cluster.cluster_dim[2] = 1;
+  }
+  if (dims.overlaps) {
+    LaunchAttribute& overlap = attributes[config.num_attributes++];
+    overlap.id = kLaunchAttributeOverlap;
+    overlap.allow_overlap = 1;
+  }
   return config;
 }
 
 }  // namespace
 
 Result<int> max_active_clusters(const Driver& driver, CuFunction kernel, const LaunchDims& dims) {
-  LaunchAttribute cluster;
-  LaunchConfig config = launch_config(dims, cluster);
-  config.num_attributes = 1;  // a cluster of one is a cluster too
+  std::array<LaunchAttribute, 2> attributes;
+  LaunchConfig config = launch_config(dims, attributes);
+  // The question is about clusters, so a cluster of one must be said.
+  if (config.num_attributes == 0) {
+    attributes[0].id = kLaunchAttributeCluster;
+    for (uint32_t& size : attributes[0].cluster_dim) size = 1;
+    config.num_attributes = 1;
+  }
   int clusters = 0;
   VOLLEY_TRY_STATUS(driver.check(driver.max_active_clusters(&clusters, kernel, &config),
                                  "asking how many clusters run at a time"));
@@ -207,8 +222,8 @@ Result<int> max_active_clusters(const Driver& driver, CuFunction kernel, const L
 
 Status launch(const Driver& driver, CuFunction kernel, const LaunchDims& dims, void** params,
               CuStream stream) {
-  LaunchAttribute cluster;
-  LaunchConfig config = launch_config(dims, cluster);
+  std::array<LaunchAttribute, 2> attributes;
+  LaunchConfig config = launch_config(dims, attributes);
   config.stream = stream;
   return driver.check(driver.launch_kernel_ex(&config, kernel, params, nullptr),
                       "launching a kernel");

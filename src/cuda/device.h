@@ -152,6 +152,10 @@ struct LaunchDims {
   uint32_t num_threads = 1;
   uint32_t cluster_size = 1;
   uint32_t smem_bytes = 0;
+  // Programmatic dependent launch: CTAs may start before the kernel in front of this one on its
+  // stream has ended. The kernel itself must wait (griddepcontrol.wait) before it touches memory
+  // which that kernel uses.
+  bool overlaps = false;
 };
 
 // How many clusters of `dims` (whose num_ctas is one cluster's) the device runs at a time.

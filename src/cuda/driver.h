@@ -41,18 +41,20 @@ inline constexpr int kFunctionAttributeNumRegs = 4;
 inline constexpr int kFunctionAttributeMaxDynamicSmem = 8;
 // CUlaunchAttributeID
 inline constexpr int kLaunchAttributeCluster = 4;
+inline constexpr int kLaunchAttributeOverlap = 6;  // programmatic stream serialization
 // Flags
 inline constexpr unsigned kStreamNonBlocking = 1;
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr int kStreamCaptureThreadLocal = 1;
 
 // CUlaunchAttribute: an id, padding to 8 bytes, a 64-byte union whose cluster member is three
-// words.
+// words and whose overlap member is an int.
 struct LaunchAttribute {
   int id = 0;
   int pad = 0;
   union {
     uint32_t cluster_dim[3];
+    int allow_overlap;
     unsigned char bytes[64];
   };
 };

@@ -135,7 +135,15 @@ CuResult cuFuncSetAttribute(CuFunction, int, int value) {
 CuResult cuLaunchKernelEx(const LaunchConfig* config, CuFunction, void** params, void**) {
   ++fake_log.num_launches;
   fake_log.last_launch = *config;
-  fake_log.last_cluster = config->num_attributes > 0 ? config->attributes[0].cluster_dim[0] : 1;
+  fake_log.last_cluster = 1;
+  fake_log.last_overlaps = false;
+  for (unsigned i = 0; i < config->num_attributes; ++i) {
+    const LaunchAttribute& attribute = config->attributes[i];
+    if (attribute.id == kLaunchAttributeCluster) fake_log.last_cluster = attribute.cluster_dim[0];
+    if (attribute.id == kLaunchAttributeOverlap) {
+      fake_log.last_overlaps = attribute.allow_overlap != 0;
+    }
+  }
   fake_log.last_params = params;
   if (fake_log.on_launch != nullptr) fake_log.on_launch(*config, params);
   return config->grid_x == 0 ? kInvalidValue : kCudaSuccess;

@@ -15,6 +15,7 @@ struct FakeDriverLog {
   int64_t num_maps = 0;
   LaunchConfig last_launch;
   uint32_t last_cluster = 1;
+  bool last_overlaps = false;
   void** last_params = nullptr;  // as passed: valid only while the caller's arguments live
   void (*on_launch)(const LaunchConfig& config,
                     void** params) = nullptr;  // sees each launch's arguments

@@ -97,7 +97,7 @@ Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& c
                                      .strides = {row, row * (shape.k / kQuantGroup)},
                                      .box = {smem.scale_bytes / 4, 1, 1}}));
   }
-  if (shape.out == OutKind::kBf16 && !config.swap_ab) {
+  if (config.stores_boxes()) {
     const int64_t row = args.d_stride * 2;
     VOLLEY_TRY(call.d_map, cuda::encode(driver, {.address = args.d,
                                                  .dtype = cuda::MapDType::kBF16,
@@ -197,7 +197,8 @@ Result<GemmCall> Gemm::prepare(const GemmArgs& arguments) {
   call.dims = {.num_ctas = static_cast<uint32_t>(clusters * cluster),
                .num_threads = static_cast<uint32_t>(call.config.num_threads()),
                .cluster_size = static_cast<uint32_t>(cluster),
-               .smem_bytes = static_cast<uint32_t>(smem_layout(call.config).total_bytes)};
+               .smem_bytes = static_cast<uint32_t>(smem_layout(call.config).total_bytes),
+               .overlaps = args.overlap != Overlap::kNone};
   call.params = {.m = shape.m,
                  .n = shape.n,
                  .k = shape.k,
@@ -206,7 +207,8 @@ Result<GemmCall> Gemm::prepare(const GemmArgs& arguments) {
                  .d = reinterpret_cast<void*>(args.d),
                  .d_stride = args.d_stride,
                  .groups = reinterpret_cast<const int*>(args.groups),
-                 .group_align = shape.group_align};
+                 .group_align = shape.group_align,
+                 .weights_ready = args.overlap == Overlap::kWeights};
   return call;
 }
 

@@ -52,6 +52,15 @@
 
 namespace volley::gemm {
 
+// How much of a product may run beside the end of the kernel in front of it on its stream
+// (programmatic dependent launch). Results never depend on it.
+enum class Overlap : int {
+  kNone,     // nothing
+  kLaunch,   // its start: it waits for that kernel's end before it reads or writes device memory
+  kWeights,  // kLaunch, and a dense product reads b and b_scale before: both were complete when the
+             // kernel in front began
+};
+
 struct GemmArgs {
   GemmShape shape;
   cuda::DevicePtr a = 0;
@@ -63,6 +72,7 @@ struct GemmArgs {
   cuda::DevicePtr d = 0;
   int64_t d_stride = 0;  // elements; 0 means n
   cuda::DevicePtr groups = 0;
+  Overlap overlap = Overlap::kLaunch;
   std::optional<GemmConfig> config;  // in place of the heuristic's choice, for tests and tuning
 };
 

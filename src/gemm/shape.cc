@@ -9,9 +9,8 @@
 namespace volley::gemm {
 namespace {
 
-constexpr int kMinFilledTiles = 88;      // 64-row tiles below which a weight's K is cut
+constexpr int kMinFilledTiles = 16;      // 64-row tiles below which a weight's K is cut
 constexpr int kMinBlocksPerSegment = 8;  // 128-byte blocks of K
-constexpr int kMinMulticastRows = 1024;  // of one weight
 
 int element_bytes(MmaKind mma) {
   return mma == MmaKind::kFp8 ? 1 : 2;
@@ -61,12 +60,27 @@ void fit_stages(GemmConfig& config, const DeviceSpec& device) {
   while (config.num_stages > 1 && smem_layout(config).total_bytes > limit) --config.num_stages;
 }
 
+// The tiles at work at one time cover `rows` x `columns` tiles and read that many rows of A and B
+// for each block of K, most of them from device memory. A function of the tile alone, so that a
+// weight needs no more kernels.
+int raster_of(const GemmConfig& config, const DeviceSpec& device) {
+  int best = 1;
+  double least = 1e30;
+  for (const int rows : {4, 8, 16}) {
+    const double columns = static_cast<double>(device.num_sms) / rows;
+    const double read = rows * config.tile_m + columns * config.tile_n;
+    if (read < least) least = read, best = rows;
+  }
+  return best;
+}
+
 void add_candidate(GemmConfig config, const DeviceSpec& device, std::vector<GemmConfig>& out) {
   const int free_rows = config.swap_ab ? 1 : config.waves();
   // Enough output buffers that a tile's store waits for nothing, where they cost no stage below 4.
   for (const int chunks : {free_rows * config.tile_n / kStoreCols, 2, 1}) {
     if (chunks < 1) continue;
-    config.store_chunks = config.swap_ab || config.out == OutKind::kF32 ? 1 : chunks;
+    config.store_chunks = config.stores_boxes() ? chunks : 1;
+    config.raster = raster_of(config, device);
     fit_stages(config, device);
     if (config.num_stages >= 4) break;
   }
@@ -86,12 +100,13 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
   for (const int multicast : {1, 2}) {
     // A partner needs a column tile of its own.
     for (const int tile_m : {64, 128, 256}) {
-      for (const int tile_n : {64, 128, 192, 256}) {
+      for (const int tile_n : {16, 32, 64, 128, 192, 256}) {
         GemmConfig config = base;
         config.tile_m = tile_m;
         config.tile_n = tile_n;
         config.multicast = multicast;
         if (multicast == 2 && shape.n <= tile_n) continue;
+        if (tile_n < kStoreCols && tile_m > 128) continue;
         if (fits_groups(tile_m)) add_candidate(config, device, out);
       }
     }
@@ -130,9 +145,10 @@ double block_clocks(const GemmConfig& c) {
   const double wgmma = std::max(c.mma_n() / 2.0, 20.0) * 4;
   const double all = wgmma * c.waves() * c.math_warpgroups();
   if (c.mma == MmaKind::kBf16) return all;
-  // One warpgroup alone: its promotion and the latencies around it follow its wgmma. Two overlap.
-  const double chain = c.waves() * (wgmma + c.mma_n() / 2.0 * 1.3 + 90);
-  return std::max(all, chain);
+  const double promotion = c.mma_n() / 2.0 * 1.3;
+  if (c.pipelined()) return std::max(all, promotion + 60) + 30;
+  // One warpgroup alone: its promotion and the latencies around it follow its wgmma.
+  return std::max(all * 1.1, c.waves() * (wgmma + promotion + 90));
 }
 
 CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const GemmConfig& c) {
@@ -184,7 +200,7 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   out.us = device.launch_us + fill_clocks / clock + rounds * epilogue_clocks / clock + body;
   // Sharing A pays where L2 limits, with many tokens. With few it measured two to three times
   // slower (docs/gemm.md); its cause is gone, but what it gains there has not been measured.
-  if (c.multicast > 1 && (c.swap_ab || rows < kMinMulticastRows)) out.us *= 3;
+  if (c.multicast > 1 && c.swap_ab) out.us *= 3;
   return out;
 }
 

@@ -28,7 +28,8 @@ inline constexpr int kStageRowBytes = 128;
 inline constexpr int kMmaRows = 64;  // of one wgmma: 16 rows for each warp of a warpgroup
 inline constexpr int kWarpgroup = 128;
 inline constexpr int kQuantGroup = 128;
-inline constexpr int kStoreCols = 64;  // bf16 columns of one store box: 128 bytes
+inline constexpr int kMaxAccumulators = 200;  // floats of a thread that has its SM to itself
+inline constexpr int kStoreCols = 64;         // bf16 columns of one store box: 128 bytes
 
 struct GemmConfig {
   MmaKind mma = MmaKind::kFp8;
@@ -57,6 +58,10 @@ struct GemmConfig {
   VOLLEY_HD constexpr int waves() const { return mma_m() / (kMmaRows * math_warpgroups()); }
   VOLLEY_HD constexpr int num_threads() const { return kWarpgroup * (math_warpgroups() + 1); }
   VOLLEY_HD constexpr int k_per_stage() const { return mma == MmaKind::kFp8 ? 128 : 64; }
+  // Whether output leaves through shared memory and the copy engine.
+  VOLLEY_HD constexpr bool stores_boxes() const {
+    return !swap_ab && out == OutKind::kBf16 && tile_n >= kStoreCols;
+  }
   VOLLEY_HD constexpr int cluster() const { return split_k ? segments : multicast; }
   // Segments that one CTA sums, and must keep apart.
   VOLLEY_HD constexpr int serial_segments() const { return split_k ? 1 : segments; }
@@ -65,24 +70,35 @@ struct GemmConfig {
   VOLLEY_HD constexpr bool moves_registers() const {
     return math_warpgroups() == 2 && ctas_per_sm == 1;
   }
-  // Floats a math thread holds: the accumulator wgmma writes, the promoted sum (FP8), the sum over
+  // FP8: whether a block's products run while the block before is promoted, in accumulators of
+  // their own. Two warpgroups with wide tiles do without: each one's work hides the other's.
+  VOLLEY_HD constexpr bool pipelined() const {
+    const int limit = ctas_per_sm == 1 ? 128 : 65536 / (ctas_per_sm * num_threads()) / 2;
+    return mma == MmaKind::kFp8 && waves() == 1 && mma_n() / 2 * (2 + sums()) <= limit;
+  }
+  // Sums a thread holds apart, each of mma_n/2 floats: one for each wave, twice where segments are
+  // summed one after the other.
+  VOLLEY_HD constexpr int sums() const { return (serial_segments() > 1 ? 2 : 1) * waves(); }
+  // Floats a math thread holds: the accumulators wgmma writes, the promoted sum (FP8), the sum over
   // finished segments.
   VOLLEY_HD constexpr int accumulator_floats() const {
-    const int sums = (serial_segments() > 1 ? 2 : 1) * waves();
-    return mma_n() / 2 * (mma == MmaKind::kFp8 ? 1 + sums : sums);
+    const int raw = mma == MmaKind::kFp8 ? (pipelined() ? 2 : 1) : 0;
+    return mma_n() / 2 * (raw + sums());
   }
 
   // Whether the kernel template takes this value.
   VOLLEY_HD constexpr bool valid() const {
     const bool m_ok = mma_m() == 64 || mma_m() == 128 || (mma_m() == 256 && !swap_ab);
     const bool n_ok = mma_n() >= 8 && mma_n() <= 256 && mma_n() % 8 == 0;
-    // A 64-column store box, and one scale of B for the whole tile.
-    const bool wide_ok = swap_ab || tile_n % kStoreCols == 0;
+    // Whole 64-column store boxes, or fewer columns and no box.
+    const bool wide_ok = swap_ab || tile_n % kStoreCols == 0 || tile_n < kStoreCols;
+    // One scale of B for the whole tile.
     const bool scale_ok = mma == MmaKind::kBf16 || kQuantGroup % tile_n == 0;
     const bool share_ok = multicast == 1 || (multicast == 2 && !split_k && tile_m % 16 == 0);
     // Beyond these the compiler spills (KernelText.KernelsCompileWithoutSpills): wgmma writes the
     // bf16 sums behind its back, so it cannot move them about.
-    const int limit = mma == MmaKind::kBf16 && serial_segments() > 1 ? 128 : 200;
+    const bool tight = mma == MmaKind::kBf16 && (serial_segments() > 1 || out == OutKind::kF32);
+    const int limit = tight ? 128 : kMaxAccumulators;
     const bool split_ok = !split_k || (swap_ab && segments >= 2 && segments <= 8 && waves() == 1);
     return m_ok && n_ok && wide_ok && scale_ok && share_ok && split_ok && segments >= 1 &&
            segments <= 8 && num_stages >= 2 && raster >= 1 && store_chunks >= 1 &&
@@ -114,7 +130,7 @@ VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
   s.stage_bytes = s.a_bytes + s.b_bytes;
   int end = s.stage_bytes * c.num_stages;
   s.store = end;
-  if (c.out == OutKind::kBf16) {
+  if (c.out == OutKind::kBf16 && (c.swap_ab || c.stores_boxes())) {
     // Swapped: [tile_m][64] bf16. Otherwise store_chunks boxes of [64][64] bf16.
     s.store_bytes = c.swap_ab ? round_up(c.tile_m * 128, 1024) : c.store_chunks * kMmaRows * 128;
     end += s.store_bytes * c.math_warpgroups();
@@ -147,6 +163,7 @@ struct GemmParams {
   long long d_stride;
   const int* groups;  // the grouping's device array; null when dense
   int group_align;    // rows: each group of a prefix sum begins at a multiple of it
+  int weights_ready;  // not 0: B and b_scale may be read before the kernel in front has ended
 };
 
 }  // namespace volley::gemm

@@ -74,6 +74,7 @@ struct GemmKernel {
   static constexpr bool kFp8 = C.mma == MmaKind::kFp8;
   static constexpr int kPartialReady = 2 * C.num_stages;
   static constexpr int kPartialFree = kPartialReady + 1;
+  static constexpr u32 kStageBytes = kSmem.stage_bytes + kSmem.scale_bytes;  // that TMA brings
   using Ring = RingPosition<C.num_stages>;
 
   u32 smem;  // 1024-byte aligned
@@ -99,6 +100,12 @@ struct GemmKernel {
                          static_cast<int>(gridDim.x) / C.cluster());
   }
 
+  // Whether weights and their scales are read before the kernel in front has ended. Which tile
+  // comes first must not depend on that kernel.
+  __device__ __forceinline__ bool early_weights() const {
+    return C.grouping == Grouping::kDense && params.weights_ready != 0;
+  }
+
   __device__ __forceinline__ int num_blocks() const { return params.k / C.k_per_stage(); }
   // The blocks of K that this CTA multiplies.
   __device__ __forceinline__ int first_block() const {
@@ -121,19 +128,43 @@ struct GemmKernel {
   // The producer: one thread
   // -----------------------------------------------------------------------
 
+  // Fills the ring with the first tile's weights, which need not wait for the kernel in front;
+  // then waits for it. Returns how many stages.
+  __device__ __forceinline__ int load_weights_early(const TensorMap& b_map) const {
+    if (!early_weights()) return 0;
+    int count = 0;
+    TileScheduler tiles = scheduler();
+    if (Tile tile; tiles.next(C, params, tile)) {
+      const int first = first_block();
+      count = min_of(C.num_stages, end_block() - first);
+      for (int stage = 0; stage < count; ++stage) {
+        mbarrier_expect_bytes(full(stage), kStageBytes);
+        tma_load(b_map, full(stage), stage_b(stage), (first + stage) * C.k_per_stage(), tile.col,
+                 tile.group);
+      }
+    }
+    wait_for_kernel_in_front();
+    return count;
+  }
+
   __device__ __forceinline__ void produce(const TensorMap& a_map, const TensorMap& b_map,
                                           const TensorMap& scale_map) const {
     constexpr int kShare =
         C.tile_m / C.multicast;  // rows of A that this CTA fetches for its cluster
-    constexpr u32 kBytes = kSmem.stage_bytes + kSmem.scale_bytes;
     TileScheduler tiles = scheduler();
     Ring ring;
+    int num_early = load_weights_early(b_map);
     for (Tile tile; tiles.next(C, params, tile);) {
       for (int block = first_block(); block < end_block(); ++block, ring.advance()) {
         const int stage = ring.stage;
-        mbarrier_wait(empty(stage), ring.phase ^ 1);
-        mbarrier_expect_bytes(full(stage), kBytes);
         const int k = block * C.k_per_stage();
+        if (num_early > 0) {
+          --num_early;
+        } else {
+          mbarrier_wait(empty(stage), ring.phase ^ 1);
+          mbarrier_expect_bytes(full(stage), kStageBytes);
+          tma_load(b_map, full(stage), stage_b(stage), k, tile.col, tile.group);
+        }
         if constexpr (C.multicast > 1) {
           const int first = static_cast<int>(rank) * kShare;
           tma_load_multicast(a_map, full(stage), stage_a(stage) + first * kStageRowBytes, k,
@@ -141,7 +172,6 @@ struct GemmKernel {
         } else {
           tma_load(a_map, full(stage), stage_a(stage), k, tile.row, tile.slab);
         }
-        tma_load(b_map, full(stage), stage_b(stage), k, tile.col, tile.group);
         if constexpr (kFp8) {
           tma_load(scale_map, full(stage), stage_scales(stage), tile.row, block, tile.slab);
         }
@@ -227,27 +257,94 @@ struct GemmKernel {
     }
   }
 
+  // A block's products on their way, and what its promotion needs.
+  struct Raw {
+    float accum[kAccum];
+    float a_scales[C.swap_ab ? 2 * kOctets : 2];
+    float b_scale;
+    int stage;
+  };
+
+  __device__ __forceinline__ static float next_b_scale(BScales& b, int first, int block,
+                                                       const Thread& me) {
+    const int ahead = (block - first) % 32;
+    if (ahead == 0) {
+      b.now = b.coming;
+      b.coming = b.fetch(block + 32 + me.lane);
+    }
+    return __shfl_sync(0xffffffffu, b.now, ahead);
+  }
+
   // Multiplies blocks [begin, end) of one tile into sum, from zero.
   __device__ __forceinline__ void multiply_fp8(float (&sum)[kWaves][kAccum], Ring& ring, BScales& b,
                                                int first, int begin, int end,
                                                const Thread& me) const {
-    constexpr int kAScales = C.swap_ab ? 2 * kOctets : 2;
 #pragma unroll
     for (int w = 0; w < kWaves; ++w) {
 #pragma unroll
       for (int i = 0; i < kAccum; ++i) sum[w][i] = 0.0f;
     }
+    if constexpr (C.pipelined()) {
+      multiply_fp8_pipelined(sum[0], ring, b, first, begin, end, me);
+    } else {
+      multiply_fp8_simply(sum, ring, b, first, begin, end, me);
+    }
+  }
+
+  // Two accumulators: the tensor cores work on one block while the block before is promoted.
+  __device__ __forceinline__ void multiply_fp8_pipelined(float (&sum)[kAccum], Ring& ring,
+                                                         BScales& b, int first, int begin, int end,
+                                                         const Thread& me) const {
+    Raw even, odd;
+    const auto start = [&](Raw& raw, int block) {
+      raw.b_scale = next_b_scale(b, first, block, me);
+      raw.stage = ring.stage;
+      mbarrier_wait(full(raw.stage), ring.phase);
+      read_a_scales(raw.a_scales, raw.stage, 0, me);
+      pin(raw.accum);
+      wgmma_fence();
+      multiply(raw.accum, m_side(raw.stage, me, 0), n_side(raw.stage), false);
+      wgmma_commit();
+      ring.advance();
+    };
+    const auto finish = [&](Raw& raw) {
+      pin(raw.accum);
+      release(raw.stage, me);
+      promote(sum, raw.accum, raw.a_scales, raw.b_scale);
+    };
+    start(even, begin);
+    int block = begin + 1;
+#pragma unroll 1
+    for (; block + 1 < end; block += 2) {
+      start(odd, block);
+      wgmma_wait<1>();
+      finish(even);
+      start(even, block + 1);
+      wgmma_wait<1>();
+      finish(odd);
+    }
+    if (block < end) {
+      start(odd, block);
+      wgmma_wait<1>();
+      finish(even);
+      wgmma_wait<0>();
+      finish(odd);
+    } else {
+      wgmma_wait<0>();
+      finish(even);
+    }
+  }
+
+  // One accumulator: what hides a warpgroup's promotion is the other warpgroup's work.
+  __device__ __forceinline__ void multiply_fp8_simply(float (&sum)[kWaves][kAccum], Ring& ring,
+                                                      BScales& b, int first, int begin, int end,
+                                                      const Thread& me) const {
 #pragma unroll 1
     for (int block = begin; block < end; ++block, ring.advance()) {
-      const int ahead = (block - first) % 32;
-      if (ahead == 0) {
-        b.now = b.coming;
-        b.coming = b.fetch(block + 32 + me.lane);
-      }
-      const float b_scale = __shfl_sync(0xffffffffu, b.now, ahead);
+      const float b_scale = next_b_scale(b, first, block, me);
       const int stage = ring.stage;
       mbarrier_wait(full(stage), ring.phase);
-      float a_scales[kWaves][kAScales];
+      float a_scales[kWaves][C.swap_ab ? 2 * kOctets : 2];
 #pragma unroll
       for (int w = 0; w < kWaves; ++w) read_a_scales(a_scales[w], stage, w, me);
       float accum[kAccum];
@@ -391,6 +488,25 @@ struct GemmKernel {
     }
   }
 
+  // Tiles narrower than a box: pairs of columns, straight to memory.
+  __device__ __forceinline__ void store_bf16_narrow(const float (&sum)[kWaves][kAccum],
+                                                    const Tile& tile, const Thread& me) const {
+    u16* d = static_cast<u16*>(params.d) +
+             static_cast<long long>(tile.slab) * params.m * params.d_stride;
+#pragma unroll
+    for (int w = 0; w < kWaves; ++w) {
+#pragma unroll
+      for (int i = 0; i < kAccum; i += 2) {
+        const int row = tile.row + wave_row(me.warpgroup, w) + fragment_row(me.index, i);
+        const int col = tile.col + fragment_col(me.index, i);
+        if (row < tile.row_end && col < params.n) {
+          *reinterpret_cast<u32*>(d + row * params.d_stride + col) =
+              pack_bf16(sum[w][i], sum[w][i + 1]);
+        }
+      }
+    }
+  }
+
   __device__ __forceinline__ static bool owns(int octet, u32 rank) {
     return !C.split_k || split_owner(octet, C.segments) == static_cast<int>(rank);
   }
@@ -509,6 +625,7 @@ struct GemmKernel {
     const int thread = static_cast<int>(threadIdx.x);
     const Thread me = {warpgroup_index(), thread % kWarpgroup / 32, thread % 32,
                        thread % kWarpgroup};
+    if (!early_weights()) wait_for_kernel_in_front();
     TileScheduler tiles = scheduler();
     Ring ring;
     int num_stored = 0;
@@ -521,12 +638,14 @@ struct GemmKernel {
         store_f32(sum, tile, me);
       } else if constexpr (C.swap_ab) {
         store_bf16_swapped(sum[0], tile, me);
-      } else {
+      } else if constexpr (C.stores_boxes()) {
         store_bf16(sum, d_map, tile, me, num_stored);
+      } else {
+        store_bf16_narrow(sum, tile, me);
       }
     }
     // Shared memory must outlive the copy engine's reads of it.
-    if constexpr (!C.swap_ab && C.out == OutKind::kBf16) {
+    if constexpr (C.stores_boxes()) {
       if (me.index == 0) tma_store_wait_read<0>();
     }
   }
@@ -541,6 +660,7 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
   const u32 smem = (smem_address(dynamic_smem) + 1023) & ~1023u;
   const GemmKernel<C> gemm = {smem, C.cluster() > 1 ? cluster_rank() : 0, params};
   const int warpgroup = warpgroup_index();
+  launch_dependents();
   if (threadIdx.x == 0) gemm.init_barriers();
   if (C.cluster() > 1) {
     cluster_sync();
@@ -554,6 +674,7 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
       prefetch_map(a_map);
       prefetch_map(b_map);
       if constexpr (C.mma == MmaKind::kFp8) prefetch_map(scale_map);
+      if (!gemm.early_weights()) wait_for_kernel_in_front();
       gemm.produce(a_map, b_map, scale_map);
     }
     __syncwarp();

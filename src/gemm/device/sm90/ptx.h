@@ -24,15 +24,26 @@ __device__ __forceinline__ u32 map_to_rank(u32 address, u32 rank) {
   return mapped;
 }
 
-// All threads of all CTAs of the cluster; orders their memory accesses.
+// All threads of all CTAs of the cluster. Orders no memory accesses: .release would be a
+// MEMBAR.ALL.GPU, which at a kernel's end waits for its stores. Barriers that were initialised are
+// visible after fence_mbarrier_init(); at the end what matters is that everybody got there.
 __device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 }
 
 // The math warpgroups' own barriers; id 0 is __syncthreads.
 __device__ __forceinline__ void warpgroup_barrier(int id) {
   asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
+}
+
+// Programmatic dependent launch: the next kernel's CTAs may start where there is room; and wait
+// until the kernel in front has ended and its writes are visible.
+__device__ __forceinline__ void launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_kernel_in_front() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 // mbarrier -------------------------------------------------------------------------------------

@@ -89,6 +89,9 @@ inline void warpgroup_barrier(int id) {
   emulated::sync_named(id, 128);
 }
 
+inline void launch_dependents() {}
+inline void wait_for_kernel_in_front() {}
+
 inline void mbarrier_init(u32 barrier, u32 arrivals) {
   emulated::barrier_init(barrier, arrivals);
 }
