@@ -90,6 +90,7 @@ struct GemmConfig {
   VOLLEY_HD constexpr bool valid() const {
     const bool m_ok = mma_m() == 64 || mma_m() == 128 || (mma_m() == 256 && !swap_ab);
     const bool n_ok = mma_n() >= 8 && mma_n() <= 256 && mma_n() % 8 == 0;
+    const bool waves_ok = mma == MmaKind::kFp8 || out == OutKind::kBf16 || waves() == 1;
     // Whole 64-column store boxes, or fewer columns and no box.
     const bool wide_ok = swap_ab || tile_n % kStoreCols == 0 || tile_n < kStoreCols;
     // One scale of B for the whole tile.
@@ -100,8 +101,8 @@ struct GemmConfig {
     const bool tight = mma == MmaKind::kBf16 && (serial_segments() > 1 || out == OutKind::kF32);
     const int limit = tight ? 128 : kMaxAccumulators;
     const bool split_ok = !split_k || (swap_ab && segments >= 2 && segments <= 8 && waves() == 1);
-    return m_ok && n_ok && wide_ok && scale_ok && share_ok && split_ok && segments >= 1 &&
-           segments <= 8 && num_stages >= 2 && raster >= 1 && store_chunks >= 1 &&
+    return m_ok && n_ok && waves_ok && wide_ok && scale_ok && share_ok && split_ok &&
+           segments >= 1 && segments <= 8 && num_stages >= 2 && raster >= 1 && store_chunks >= 1 &&
            ctas_per_sm >= 1 && accumulator_floats() <= limit;
   }
 };
