@@ -3,7 +3,9 @@
 measured on the same weights. FP8 weights with 128x128 scales are multiplied out first, as any engine
 without FP8 units has to.
 
-    bench/peers/make_gguf.py TARGET OUT.gguf [--type bf16|f16|f32|q8_0]
+    bench/peers/make_gguf.py TARGET OUT.gguf [--type bf16|f16|f32|q8_0|q4_0]
+
+TARGET may be the name of a shape, such as qwen3-0.6b: random weights then, and no tokenizer.
 
 Needs numpy and gguf (PyPI)."""
 
@@ -20,6 +22,18 @@ TYPES = {
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+}
+
+# The sizes that `volley bench --shape` knows, where llama.cpp's qwen3 runs them.
+SHAPES = {
+    name: {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate,
+           "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
+           "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
+           "rope_theta": 1e6, "tie_word_embeddings": tied}
+    for name, layers, hidden, intermediate, heads, tied in [
+        ("qwen3-0.6b", 28, 1024, 3072, 16, True), ("qwen3-1.7b", 28, 2048, 6144, 16, True),
+        ("qwen3-4b", 36, 2560, 9728, 32, True), ("qwen3-8b", 36, 4096, 12288, 32, False)]
 }
 
 # Hugging Face's names, and GGUF's.
@@ -123,17 +137,14 @@ def add_tokenizer(writer, folder, config):
         writer.add_chat_template(text)
 
 
-def make_gguf(target, out, kind):
-    folder = pathlib.Path(target)
-    config = json.loads((folder / "config.json").read_text())
-    if config["model_type"] != "qwen3":
-        raise SystemExit(f"{target}: expected a dense Qwen3, got {config['model_type']}")
+def write_gguf(name, config, tokenizer_folder, weights, out, kind):
+    """`weights` yields (GGUF name, float32 array)."""
     quantization, file_type = TYPES[kind]
     rope = config.get("rope_parameters") or {}
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer = gguf.GGUFWriter(str(out), "qwen3")
-    writer.add_name(folder.name)
+    writer.add_name(name)
     writer.add_file_type(file_type)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -146,17 +157,66 @@ def make_gguf(target, out, kind):
     writer.add_rope_freq_base(config.get("rope_theta") or rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    add_tokenizer(writer, folder, config)
-    for name, values in read_weights(folder).items():
-        if name == "lm_head.weight" and config["tie_word_embeddings"]:
-            continue
+    if tokenizer_folder is None:
+        # Some: without one, llama.cpp 0.3.36 crashes.
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list([f"<{i}>" for i in range(config["vocab_size"])])
+        writer.add_token_types([gguf.TokenType.NORMAL] * config["vocab_size"])
+        writer.add_token_merges(["< 0"])
+    else:
+        add_tokenizer(writer, tokenizer_folder, config)
+    for tensor, values in weights:
         # llama.cpp wants norms in f32.
         used = quantization if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, used), raw_dtype=used)
+        writer.add_tensor(tensor, gguf.quants.quantize(values, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def make_gguf(target, out, kind):
+    folder = pathlib.Path(target)
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] != "qwen3":
+        raise SystemExit(f"{target}: expected a dense Qwen3, got {config['model_type']}")
+    weights = ((gguf_name(name), values) for name, values in read_weights(folder).items()
+               if name != "lm_head.weight" or not config["tie_word_embeddings"])
+    write_gguf(folder.name, config, folder, weights, out, kind)
+
+
+def make_random_gguf(shape, out, kind):
+    """Values decide no time, so large matrices repeat a run of them."""
+    config = SHAPES[shape]
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    q = config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    run = np.random.default_rng(1).standard_normal((1024, max(hidden, intermediate, q)),
+                                                   dtype=np.float32)
+
+    def matrix(rows, cols):
+        return np.resize(run[:, :cols] / np.sqrt(cols), (rows, cols)).astype(np.float32)
+
+    def weights():
+        ones = np.ones
+        yield "token_embd.weight", matrix(config["vocab_size"], hidden)
+        yield "output_norm.weight", ones(hidden, np.float32)
+        if not config["tie_word_embeddings"]:
+            yield "output.weight", matrix(config["vocab_size"], hidden)
+        for i in range(config["num_hidden_layers"]):
+            for name, size in [("attn_norm", hidden), ("ffn_norm", hidden),
+                               ("attn_q_norm", config["head_dim"]),
+                               ("attn_k_norm", config["head_dim"])]:
+                yield f"blk.{i}.{name}.weight", ones(size, np.float32)
+            for name, rows, cols in [("attn_q", q, hidden), ("attn_k", kv, hidden),
+                                     ("attn_v", kv, hidden), ("attn_output", hidden, q),
+                                     ("ffn_gate", intermediate, hidden),
+                                     ("ffn_up", intermediate, hidden),
+                                     ("ffn_down", hidden, intermediate)]:
+                yield f"blk.{i}.{name}.weight", matrix(rows, cols)
+
+    write_gguf(shape, config, None, weights(), out, kind)
 
 
 def main():
@@ -166,7 +226,8 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--type", choices=TYPES, default="bf16")
     options = parser.parse_args()
-    make_gguf(options.target, options.out, options.type)
+    make = make_random_gguf if options.target in SHAPES else make_gguf
+    make(options.target, options.out, options.type)
     print(f"{options.out}: {pathlib.Path(options.out).stat().st_size / 1e6:.1f} MB")
 
 

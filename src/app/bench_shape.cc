@@ -268,10 +268,13 @@ class ShapeBench {
     models_.repeat_pages(longest, ops_);
 
     step_ms_ = time_s([&] { models_.step(1, base, false); }) * 1e3;
-    for (const int context : config_.contexts) add_step(context);
-    for (const int rows : config_.rows) add_verify(rows, base);
-    add_draft(base);
-    for (const int tokens : config_.prefills) add_prefill(tokens);
+    for (const int context : config_.contexts)
+      if (wants("step")) add_step(context);
+    for (const int rows : config_.rows)
+      if (wants("verify")) add_verify(rows, base);
+    if (wants("draft")) add_draft(base);
+    for (const int tokens : config_.prefills)
+      if (wants("prefill")) add_prefill(tokens);
     report_.read_bytes_s = percentile(reads_, 0.5);
     report_.read_p10_bytes_s = percentile(reads_, 0.1);
     report_.read_p90_bytes_s = percentile(reads_, 0.9);
@@ -284,6 +287,10 @@ class ShapeBench {
     const double start = now_s();
     body();
     return now_s() - start;
+  }
+
+  bool wants(std::string_view pass) const {
+    return std::find(config_.passes.begin(), config_.passes.end(), pass) != config_.passes.end();
   }
 
   void read_memory(int count) {
@@ -467,6 +474,9 @@ Result<int> run_shape_bench(const Options& options) {
       config.format = weight_format_from_name(format).value_or(WeightFormat::kBf16);
       if (config.format == WeightFormat::kAuto) config.format = WeightFormat::kBf16;
       config.budget_s = options.bench.budget_s;
+      config.passes = options.bench.passes;
+      config.contexts = options.bench.contexts;
+      config.prefills = options.bench.prefills;
       VOLLEY_TRY(ShapeReport report,
                  measure_shape(shape, config, [&](std::string_view text) { line.show(text); }));
       line.clear();

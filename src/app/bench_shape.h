@@ -72,6 +72,7 @@ struct ShapeBenchConfig {
   int num_threads = 0;
   WeightFormat format = WeightFormat::kBf16;
   double budget_s = 60;  // of measuring, loading aside; every figure is taken at least once
+  std::vector<std::string> passes = {"step", "verify", "draft", "prefill"};  // which to take
   std::vector<int> rows = {2, 4, 8, 16, 24, 32, 48, 64};
   std::vector<int> contexts = {128, 2048, 8192};
   std::vector<int> prefills = {512, 2048};

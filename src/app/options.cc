@@ -283,6 +283,20 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
       ->group(shapes);
   bench.add_flag("--random-weights", raw.random_weights, "what --shape does in any case")
       ->group(shapes);
+  bench.add_option("--passes", o.bench.passes, "which passes to time [step,verify,draft,prefill]")
+      ->delimiter(',')
+      ->type_name("NAMES")
+      ->group(shapes);
+  bench
+      .add_option("--contexts", o.bench.contexts,
+                  "keys before a step [128,2048,8192]; other passes stand at the first")
+      ->delimiter(',')
+      ->type_name("N,...")
+      ->group(shapes);
+  bench.add_option("--prefills", o.bench.prefills, "tokens of the prompts [512,2048]")
+      ->delimiter(',')
+      ->type_name("N,...")
+      ->group(shapes);
   bench
       .add_option("--budget-s", o.bench.budget_s,
                   "seconds of measuring, for each shape and format [60]")
@@ -445,6 +459,16 @@ Status check_numbers(const Options& o) {
   }
   if (o.bench.formats.size() != 1 && o.bench.shapes.empty())
     return invalid("--weight-format: one format, or a list with bench --shape");
+  for (const std::string& pass : o.bench.passes) {
+    VOLLEY_TRY_STATUS(check_choice("--passes", pass, {"step", "verify", "draft", "prefill"}));
+  }
+  // A page at least: longer contexts are filled with copies of the longest prompt's pages.
+  for (const int tokens : o.bench.contexts) {
+    VOLLEY_TRY_STATUS(check_int("--contexts", tokens, 64, 32768));
+  }
+  for (const int tokens : o.bench.prefills) {
+    VOLLEY_TRY_STATUS(check_int("--prefills", tokens, 64, 32768));
+  }
   if (!(o.bench.budget_s > 0 && o.bench.budget_s <= 86400))
     return invalid("--budget-s: expected a number of seconds, got {}", o.bench.budget_s);
   if (!(o.bench.acceptance_length >= 0 && o.bench.acceptance_length <= 1024))

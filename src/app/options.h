@@ -93,6 +93,9 @@ struct BenchOptions {
   // Not empty: passes of these shapes with random weights, in each of the formats.
   std::vector<std::string> shapes;
   std::vector<std::string> formats = {"bf16"};
+  std::vector<std::string> passes = {"step", "verify", "draft", "prefill"};
+  std::vector<int> contexts = {128, 2048, 8192};
+  std::vector<int> prefills = {512, 2048};
   double budget_s = 60;          // of measuring, for each shape and format
   double acceptance_length = 0;  // 0: the published one
 };
