@@ -66,38 +66,48 @@ float quantize_int8(std::span<const float> values, uint8_t* codes) {
   return scale;
 }
 
-// -8 stands for the element of largest magnitude, whatever its sign, as in llama.cpp's Q4_0. A
-// smaller step that clips it can be better for the others: the best of some is taken.
-float quantize_int4(std::span<const float> values, uint8_t* codes) {
-  float largest = 0;
-  for (const float x : values) {
-    if (std::abs(x) > std::abs(largest)) largest = x;
+// One run of an int4 group: what its steps may be. One end of the codes stands for the element of
+// largest magnitude, whatever its sign, as in llama.cpp's Q4_0. A smaller step, which clips it, can
+// be better for the others.
+struct Int4Run {
+  std::span<const float> values;
+  float low = -8, high = 7;
+  float widest = 0;  // step that clips nothing
+
+  explicit Int4Run(std::span<const float> all) : values(all) {
+    float largest = 0;
+    for (const float x : values) {
+      if (std::abs(x) > std::abs(largest)) largest = x;
+    }
+    if (largest > 0) low = -7, high = 8;
+    widest = std::abs(largest) / 8.0f;
   }
-  if (largest == 0) {
-    std::fill_n(codes, values.size(), uint8_t{0});
-    return 1.0f;
+  float error(float step) const {
+    std::array<uint8_t, Int4Group::kRun> codes;
+    return round_codes(values, step, low, high, codes.data());
   }
-  const float sign = largest > 0 ? -1.0f : 1.0f;
-  const float widest = rounded_up(std::min(std::abs(largest), 1e38f) / 8.0f, 5);
-  // Five significant bits: neighbours differ by 1/16 to 1/32.
-  constexpr uint32_t kStep = 1u << 19;
-  float best_error = INFINITY, best = widest;
-  std::array<uint8_t, 128> trial;
-  for (uint32_t i = 0; i < 5; ++i) {
-    const float magnitude = std::bit_cast<float>(std::bit_cast<uint32_t>(widest) - i * kStep);
-    if (magnitude < kLeastScale) break;
-    const float error = round_codes(values, sign * magnitude, -8.0f, 7.0f, trial.data());
-    if (!(error < best_error)) continue;
-    best_error = error;
-    best = sign * magnitude;
-    std::copy_n(trial.begin(), values.size(), codes);
+  // The best of the steps from `widest` down to three quarters of it.
+  float best_step() const {
+    float best = widest, best_error = INFINITY;
+    for (int i = 0; i < 5; ++i) {
+      const float step = widest * (1.0f - 0.06f * static_cast<float>(i));
+      const float off = error(step);
+      if (off < best_error) best = step, best_error = off;
+    }
+    return best;
   }
-  if (std::isinf(best_error)) {  // all too small, or the error overflowed
-    best = sign * std::max(widest, kLeastScale);
-    round_codes(values, best, -8.0f, 7.0f, codes);
+  // The best multiple of `scale` near `step`.
+  int best_multiple(float step, float scale) const {
+    const int near = static_cast<int>(std::lround(std::min(step / scale, 15.0f)));
+    int best = std::max(near, 1);
+    float best_error = INFINITY;
+    for (int multiple = std::max(near - 1, 1); multiple <= std::min(near + 1, 15); ++multiple) {
+      const float off = error(static_cast<float>(multiple) * scale);
+      if (off < best_error) best = multiple, best_error = off;
+    }
+    return best;
   }
-  return best;
-}
+};
 
 }  // namespace
 
@@ -115,9 +125,8 @@ int64_t quant_group_size(WeightFormat format) {
   switch (format) {
     case WeightFormat::kFp8:
     case WeightFormat::kInt8:
-      return 128;
     case WeightFormat::kInt4:
-      return 32;
+      return 128;
     case WeightFormat::kAuto:
     case WeightFormat::kBf16:
       return 0;
@@ -135,8 +144,11 @@ float quantize_group(WeightFormat format, std::span<const float> values, uint8_t
       return quantize_fp8(all, codes);
     case WeightFormat::kInt8:
       return quantize_int8(all, codes);
-    case WeightFormat::kInt4:
-      return quantize_int4(all, codes);
+    case WeightFormat::kInt4: {
+      const Int4Group group = quantize_int4_group(all);
+      for (size_t i = 0; i < all.size(); ++i) codes[i] = static_cast<uint8_t>(group.product(i));
+      return group.scale;
+    }
     case WeightFormat::kAuto:
     case WeightFormat::kBf16:
       break;
@@ -145,14 +157,29 @@ float quantize_group(WeightFormat format, std::span<const float> values, uint8_t
   return 0;
 }
 
-void quantize_group_with(WeightFormat format, std::span<const float> values, float scale,
-                         uint8_t* codes) {
-  std::array<float, 128> tame;
-  CHECK_LE(values.size(), tame.size());
+Int4Group quantize_int4_group(std::span<const float> values) {
+  CHECK_LE(values.size(), size_t{128});
+  std::array<float, 128> tame = {};
   std::transform(values.begin(), values.end(), tame.begin(), finite);
-  const bool is_int8 = format == WeightFormat::kInt8;
-  round_codes({tame.data(), values.size()}, scale, is_int8 ? -127.0f : -8.0f,
-              is_int8 ? 127.0f : 7.0f, codes);
+  Int4Group group;
+  group.codes.fill(8);
+  std::array<float, 4> steps;
+  for (size_t run = 0; run < 4; ++run)
+    steps[run] = Int4Run({&tame[run * Int4Group::kRun], Int4Group::kRun}).best_step();
+  const float largest = *std::max_element(steps.begin(), steps.end());
+  if (largest == 0) return group;
+  group.scale = std::max(rounded_up(std::min(largest, 1e37f) / 15.0f, 8), kLeastScale);
+  for (size_t i = 0; i < 4; ++i) {
+    const Int4Run run({&tame[i * Int4Group::kRun], Int4Group::kRun});
+    const int multiple = run.best_multiple(steps[i], group.scale);
+    group.steps[i] = static_cast<uint8_t>(multiple);
+    group.zeros[i] = static_cast<uint8_t>(-run.low);
+    uint8_t* codes = &group.codes[i * Int4Group::kRun];
+    round_codes(run.values, static_cast<float>(multiple) * group.scale, run.low, run.high, codes);
+    for (size_t j = 0; j < Int4Group::kRun; ++j)
+      codes[j] = static_cast<uint8_t>(codes[j] + group.zeros[i]);
+  }
+  return group;
 }
 
 float dequantize(WeightFormat format, uint8_t code, float scale) {

@@ -56,18 +56,35 @@ TEST(WeightFormat, ErrorsAreThoseOfTheirBits) {
   EXPECT_GT(error_of(WeightFormat::kInt4), 0.05);
 }
 
-TEST(WeightFormat, Int4TimesScaleIsABf16) {
+// Runs of 32 have steps of their own: a run ten times smaller than its neighbours loses little.
+TEST(WeightFormat, Int4RunsHaveTheirOwnSteps) {
   for (const float spread : {1e-12f, 0.02f, 3e7f}) {
     for (uint64_t seed = 0; seed < 50; ++seed) {
-      const auto values = normal_values(32, spread, seed);
-      std::array<uint8_t, 128> codes;
-      const float scale = quantize_group(WeightFormat::kInt4, values, codes.data());
+      auto values = normal_values(128, spread, seed);
+      for (size_t i = 0; i < 32; ++i) values[i] *= 0.1f;
+      const Int4Group group = quantize_int4_group(values);
+      EXPECT_EQ(bf16_to_float(float_to_bf16(group.scale)), group.scale);
+      double small_off = 0, small_all = 0;
       for (size_t i = 0; i < values.size(); ++i) {
-        const float x = dequantize(WeightFormat::kInt4, codes[i], scale);
-        EXPECT_EQ(bf16_to_float(float_to_bf16(x)), x);
+        EXPECT_LT(group.codes[i], 16);
+        EXPECT_TRUE(group.zeros[i / 32] == 7 || group.zeros[i / 32] == 8);
+        EXPECT_TRUE(group.steps[i / 32] >= 1 && group.steps[i / 32] <= 15);
+        const double off = group.product(i) * double{group.scale} - values[i];
+        if (i < 32) small_off += off * off, small_all += double{values[i]} * values[i];
       }
+      EXPECT_LT(small_off, 0.06 * small_all);
     }
   }
+}
+
+TEST(WeightFormat, Int4PastTheValuesIsZero) {
+  const auto values = normal_values(70, 1.0f, 3);
+  const Int4Group group = quantize_int4_group(values);
+  for (size_t i = values.size(); i < 128; ++i) EXPECT_EQ(group.product(i), 0);
+  std::array<uint8_t, 128> codes;
+  EXPECT_EQ(quantize_group(WeightFormat::kInt4, values, codes.data()), group.scale);
+  for (size_t i = 0; i < values.size(); ++i)
+    EXPECT_EQ(static_cast<int8_t>(codes[i]), group.product(i));
 }
 
 TEST(WeightFormat, Int8ScaleIsABf16) {
@@ -106,7 +123,7 @@ TEST(WeightFormat, ExtremeGroups) {
 }
 
 TEST(WeightFormat, SymmetricAroundZero) {
-  const auto values = normal_values(32, 1, 9);
+  const auto values = normal_values(128, 1, 9);
   std::vector<float> negated = values;
   for (float& x : negated) x = -x;
   for (const WeightFormat format : kQuantized) {

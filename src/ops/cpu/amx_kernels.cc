@@ -11,10 +11,9 @@
 // chunks of kKeyChunk absolute positions, upon the rescaled sum of the chunks before. A masked key
 // has weight zero, and adding zeros is exact.
 
-#include <type_traits>
-
 #include "ops/cpu/simd_avx512.h"
 // after simd
+#include "ops/cpu/amx_int_kernels.h"
 #include "ops/cpu/attention_kernels.h"
 #include "ops/cpu/quant_kernels.h"
 #include "ops/cpu/row_kernels.h"
@@ -39,8 +38,8 @@ class TileScope {
     return TileScope(
         Rows{{kTileRows, kTileRows, second, second, kTileRows, second, kTileRows, kTileRows}});
   }
-  // Tiles 0-3 are sums, 4 is A, 6-7 are B.
-  static TileScope attention(int64_t rows) {
+  // Tiles 0-3 are sums, 4-5 are A, 6-7 are B.
+  static TileScope four_sums(int64_t rows) {
     return TileScope(Rows{{rows, rows, rows, rows, rows, rows, kTileRows, kTileRows}});
   }
   ~TileScope() { _tile_release(); }
@@ -75,20 +74,15 @@ inline __m256i to_bf16(F16 x) {
 
 // ---- Matmul.
 
-// See "Quantised weights" below.
-constexpr int kRowExponent = 64;
-constexpr float kRowFactor = 0x1p64f;
-constexpr float kSumFactor = 0x1p48f;
-static_assert(112 - kRowExponent == 48);
-
 // Packed rows: per 16 rows, A tiles in order of k.
-int64_t amx_group_bytes(int64_t k) {
+int64_t amx_group_bytes(WeightFormat format, int64_t k) {
+  if (has_blocks(format)) return int_group_bytes(k);
   return (k + kTileK - 1) / kTileK * kTileSize * 2;
 }
 
 void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
+  if (has_blocks(task.format)) return pack_int_rows(task, group_begin, group_end);
   const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
-  const F16 factor = set1(panel_header_bytes(task.format) > 0 ? kRowFactor : 1.0f);
   for (int64_t group = group_begin; group < group_end; ++group) {
     uint16_t* tiles = static_cast<uint16_t*>(task.packed_rows) + group * num_steps * kTileSize;
     for (int64_t r = 0; r < kTileRows; ++r) {
@@ -107,8 +101,8 @@ void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
         const F16 high =
             rest > 16 ? load_upto(a + step * kTileK + 16, rest < 32 ? rest - 16 : 16) : zero();
         auto* out = reinterpret_cast<__m256i*>(tiles + step * kTileSize + r * kTileK);
-        _mm256_storeu_si256(out, to_bf16(mul(low, factor)));
-        _mm256_storeu_si256(out + 1, to_bf16(mul(high, factor)));
+        _mm256_storeu_si256(out, to_bf16(low));
+        _mm256_storeu_si256(out + 1, to_bf16(high));
       }
     }
   }
@@ -132,59 +126,6 @@ inline void prefetch_step(const uint16_t* weights) {
 
 // ---- Quantised weights become bf16 tiles in a buffer that stays in L1.
 //
-// Decoding has to cost less than the 70 ns (int8) or 37 ns (int4) that the codes of a step take to
-// arrive. int8 and int4 therefore become f16, 32 codes at a time, and a f16 a bf16 by moving its
-// bits three places and cutting out the copies of its sign: exponent and mantissa are then those of
-// a bf16 2^112 times smaller. Rows are packed 2^64 times larger, which keeps products far from
-// underflow, and the end of the panel multiplies by the rest. (Through f32 the same took twice as
-// long.)
-inline __m512i as_words(__m512h x) {
-  return _mm512_castph_si512(x);
-}
-inline __m512h as_halves(__m512i x) {
-  return _mm512_castsi512_ph(x);
-}
-
-// f16 to bf16 times 2^-112, to nearest, halves away from zero; denormals count as zero.
-inline __m512i small_bf16(__m512h x) {
-  // (x + 4) >> 3
-  const __m512i moved = _mm512_mulhrs_epi16(as_words(x), _mm512_set1_epi16(1 << 12));
-  return _mm512_and_si512(moved, _mm512_set1_epi16(int16_t(0x8FFF)));
-}
-
-// Scales of 16 columns, each twice: for the two k of a pair.
-struct PairScales {
-  __m512h factor;
-  __m512h offset;  // int8 only
-};
-
-inline PairScales load_pair_scales(const char* scales, int half) {
-  const __m512i wide =
-      _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(scales) + half));
-  const __m512h factor = as_halves(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 16)));
-  return {factor, _mm512_mul_ph(factor, _mm512_set1_ph(static_cast<_Float16>(-1.5f)))};
-}
-
-// Pair kPair of k (of 2 or 4 that share a line) of 16 columns.
-template <int kPair>
-inline __m512i decode_int8_pair(__m512i codes, const PairScales& scales) {
-  // 1 + (code + 128) / 256, whose mantissa is the code; then code / 256 * scale, rounded once.
-  const __m512i moved = kPair == 0 ? _mm512_slli_epi16(codes, 2) : _mm512_srli_epi16(codes, 6);
-  const __m512i x =
-      _mm512_ternarylogic_epi32(moved, _mm512_set1_epi16(0x03FC), _mm512_set1_epi16(0x3C00), 0xEA);
-  return small_bf16(_mm512_fmadd_ph(as_halves(x), scales.factor, scales.offset));
-}
-template <int kPair>
-inline __m512i decode_int4_pair(__m512i codes, const PairScales& scales) {
-  // 0 to 7, -8 to -1 as f16, twice: the permutation looks at five bits of each index.
-  const __m512i values = _mm512_setr_epi32(
-      0x3C000000, 0x42004000, 0x45004400, 0x47004600, int(0xC700C800), int(0xC500C600),
-      int(0xC200C400), int(0xBC00C000), 0x3C000000, 0x42004000, 0x45004400, 0x47004600,
-      int(0xC700C800), int(0xC500C600), int(0xC200C400), int(0xBC00C000));
-  const __m512i x = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * kPair), values);
-  return small_bf16(_mm512_mul_ph(as_halves(x), scales.factor));
-}
-
 // Two floats of each column side by side, as bf16, to nearest, halves away from zero.
 inline __m512i bf16_pairs(F16 first, F16 second) {
   const __m512i half = _mm512_set1_epi32(0x8000);
@@ -194,63 +135,44 @@ inline __m512i bf16_pairs(F16 first, F16 second) {
   return _mm512_ternarylogic_epi32(high, _mm512_set1_epi32(int(0xFFFF0000u)), low, 0xEA);
 }
 
-// Walks over the steps of one panel. int8 and int4 come without the panel's factor, and 2^-112
-// times as large.
-template <WeightFormat kFormat>
+// Walks over the steps of one panel of fp8.
 class PanelDecoder {
  public:
   // `step` is a multiple of steps_per_group().
-  PanelDecoder(const char* panel, int64_t step) : at_(panel + step_offset(kFormat, step)) {}
+  PanelDecoder(const char* panel, int64_t step)
+      : at_(panel + step_offset(WeightFormat::kFp8, step)) {}
 
   // The next step's two B tiles.
   void next(uint16_t* tiles) {
-    if (step_++ % steps_per_group(kFormat) == 0) {
-      prefetch_lines(at_ + kPrefetchBytes, scales_bytes(kFormat) / kLine);
-      low_ = load_half_scales(0);
-      high_ = load_half_scales(1);
-      at_ += scales_bytes(kFormat);
+    if (step_++ % steps_per_group(WeightFormat::kFp8) == 0) {
+      prefetch_lines(at_ + kPrefetchBytes, scales_bytes(WeightFormat::kFp8) / kLine);
+      low_ = load_fp8_scales(at_, 0);
+      high_ = load_fp8_scales(at_, 1);
+      at_ += scales_bytes(WeightFormat::kFp8);
     }
     decode_half(at_, low_, tiles);
     decode_half(at_ + kLine, high_, tiles + kTileSize);
-    at_ += step_bytes(kFormat);
+    at_ += step_bytes(WeightFormat::kFp8);
   }
 
  private:
-  using Scales = std::conditional_t<kFormat == WeightFormat::kFp8, ScaleLanes, PairScales>;
-
-  Scales load_half_scales(int half) const {
-    if constexpr (kFormat == WeightFormat::kFp8)
-      return load_scales<kFormat>(at_, half, 1.0f);
-    else
-      return load_pair_scales(at_, half);
-  }
-
   // Fetches what it will read some steps later, a line at a time: a burst would fill the line fill
   // buffers, and loads wait behind them.
-  static void decode_half(const char* codes, const Scales& scales, uint16_t* tile) {
-    constexpr int kCodes = kCodesPerLane<kFormat>;
-    for (int64_t i = 0; i < kTileK / kCodes; ++i, codes += 2 * kLine, tile += kCodes / 2 * kTileK) {
+  static void decode_half(const char* codes, const ScaleLanes& scales, uint16_t* tile) {
+    constexpr WeightFormat kFp8 = WeightFormat::kFp8;
+    for (int64_t i = 0; i < kTileK / 4; ++i, codes += 2 * kLine, tile += 2 * kTileK) {
       prefetch_here(codes + kPrefetchBytes);
       const Codes lanes = load_codes(codes);
-      const auto put = [&](int pair, __m512i x) { _mm512_store_si512(tile + pair * kTileK, x); };
-      if constexpr (kFormat == WeightFormat::kFp8) {
-        put(0, bf16_pairs(decode<kFormat, 0>(lanes, scales), decode<kFormat, 1>(lanes, scales)));
-        put(1, bf16_pairs(decode<kFormat, 2>(lanes, scales), decode<kFormat, 3>(lanes, scales)));
-      } else if constexpr (kFormat == WeightFormat::kInt8) {
-        put(0, decode_int8_pair<0>(lanes.v, scales));
-        put(1, decode_int8_pair<1>(lanes.v, scales));
-      } else {
-        put(0, decode_int4_pair<0>(lanes.v, scales));
-        put(1, decode_int4_pair<1>(lanes.v, scales));
-        put(2, decode_int4_pair<2>(lanes.v, scales));
-        put(3, decode_int4_pair<3>(lanes.v, scales));
-      }
+      _mm512_store_si512(
+          tile, bf16_pairs(decode<kFp8, 0>(lanes, scales), decode<kFp8, 1>(lanes, scales)));
+      _mm512_store_si512(tile + kTileK, bf16_pairs(decode<kFp8, 2>(lanes, scales),
+                                                   decode<kFp8, 3>(lanes, scales)));
     }
   }
 
   const char* at_;
   int64_t step_ = 0;
-  Scales low_, high_;
+  ScaleLanes low_, high_;
 };
 
 constexpr int64_t kSumsStride = kPanelCols * 4;  // bytes; sums are [rows][32] f32
@@ -285,23 +207,15 @@ inline void store_sums(float* sums) {
   }
 }
 
-// What the sums of a panel are multiplied by; 1 without quantisation.
-inline F16 sum_factor(const MatmulTask& task, int64_t panel) {
-  if (panel_header_bytes(task.format) == 0) return set1(1.0f);
-  return set1(panel_factor(task.weights + panel * task.panel_bytes) * kSumFactor);
-}
-
 // Hands on the sums of all rows. Memory would idle meanwhile, so it fetches what the first step
 // from `next` on would: without this, 16 rows took 0.3 us longer for each panel than one.
 inline void finish_panel(const MatmulTask& task, int64_t panel, const float* sums, const char* next,
                          ArgmaxState* best) {
-  const F16 factor = sum_factor(task, panel);
   const int64_t lines_per_row = next != nullptr ? (32 + task.num_rows - 1) / task.num_rows : 0;
   with_epilogue(task, [&]<Epilogue kEpilogue>() {
     for (int64_t row = 0; row < task.num_rows; ++row, sums += kPanelCols) {
       prefetch_lines(next + kPrefetchBytes + row * lines_per_row * kLine, lines_per_row);
-      finish_row<kEpilogue>(task, row, panel, mul(load(sums), factor), mul(load(sums + 16), factor),
-                            best);
+      finish_row<kEpilogue>(task, row, panel, load(sums), load(sums + 16), best);
     }
   });
 }
@@ -310,14 +224,11 @@ inline void finish_panel(const MatmulTask& task, int64_t panel, const float* sum
 // those of the next row pages away.
 inline void finish_panels(const MatmulTask& task, int64_t panel, int64_t num_panels,
                           ThreadScratch& scratch) {
-  F16 factors[kScratchPanels];
-  for (int64_t i = 0; i < num_panels; ++i) factors[i] = sum_factor(task, panel + i);
   with_epilogue(task, [&]<Epilogue kEpilogue>() {
     for (int64_t row = 0; row < task.num_rows; ++row) {
       for (int64_t i = 0; i < num_panels; ++i) {
         const float* sums = scratch.sums[i] + row * kPanelCols;
-        finish_row<kEpilogue>(task, row, panel + i, mul(load(sums), factors[i]),
-                              mul(load(sums + 16), factors[i]), scratch.best);
+        finish_row<kEpilogue>(task, row, panel + i, load(sums), load(sums + 16), scratch.best);
       }
     }
   });
@@ -375,14 +286,13 @@ inline void stream_panel_double(const uint16_t* a, const uint16_t* w, int64_t nu
   store_sums<false>(sums);
 }
 
-// A panel of quantised weights times at most 32 rows. Products and decoding hardly overlap, however
-// far apart they stand: tile loads seem to wait for every store before them. Turns of two steps are
-// best for int8 (16 rows: 40 ns a step from L2, against 44 with turns of one), of one for int4.
-template <WeightFormat kFormat, bool kTwoGroups>
+// A panel of fp8 times at most 32 rows. Products and decoding hardly overlap, however far apart
+// they stand: tile loads seem to wait for every store before them. Turns of two steps are best.
+template <bool kTwoGroups>
 inline void stream_coded_panel(const uint16_t* a, int64_t group_size, const char* w,
                                int64_t num_steps, uint16_t* decoded, float* sums) {
-  constexpr int64_t kTurn = kFormat == WeightFormat::kInt4 ? 1 : 2;
-  PanelDecoder<kFormat> decoder(w, 0);
+  constexpr int64_t kTurn = 2;
+  PanelDecoder decoder(w, 0);
   const auto turn = [&](int64_t count) {
     for (int64_t i = 0; i < count; ++i) decoder.next(decoded + i * 2 * kTileSize);
     for (int64_t i = 0; i < count; ++i, a += kTileSize)
@@ -421,9 +331,9 @@ void amx_matmul_few(const MatmulTask& task, int64_t panel_begin, int64_t panel_e
         stream_panel<true>(a, group_size, w, num_steps, sums);
       }
     } else if (one_group) {
-      stream_coded_panel<kFormat, false>(a, 0, bytes, num_steps, scratch.decoded, sums);
+      stream_coded_panel<false>(a, 0, bytes, num_steps, scratch.decoded, sums);
     } else {
-      stream_coded_panel<kFormat, true>(a, group_size, bytes, num_steps, scratch.decoded, sums);
+      stream_coded_panel<true>(a, group_size, bytes, num_steps, scratch.decoded, sums);
     }
     finish_panel(task, panel, sums, bytes + task.panel_bytes, scratch.best);
   }
@@ -435,7 +345,7 @@ void amx_matmul_few(const MatmulTask& task, int64_t panel_begin, int64_t panel_e
 // next weights are fetched meanwhile.
 constexpr int64_t kStretch = 8;  // steps of k: 16 KiB of a panel, beside as much of the rows in L1
 
-static_assert(kStretch <= kScratchSteps && kStretch % steps_per_group(WeightFormat::kInt8) == 0);
+static_assert(kStretch <= kScratchSteps && kStretch % steps_per_group(WeightFormat::kFp8) == 0);
 
 // Weights to fetch while a stretch is multiplied: some lines for each product.
 struct NextWeights {
@@ -495,7 +405,7 @@ void amx_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t panel_
                                               : weights + step_offset(kFormat, step + kStretch);
         const auto* w = reinterpret_cast<const uint16_t*>(bytes);
         if constexpr (kFormat != WeightFormat::kBf16) {
-          PanelDecoder<kFormat> decoder(weights + i * task.panel_bytes, step);
+          PanelDecoder decoder(weights + i * task.panel_bytes, step);
           for (int64_t j = 0; j < count; ++j) decoder.next(scratch.decoded + j * 2 * kTileSize);
           w = scratch.decoded;
         }
@@ -509,6 +419,13 @@ void amx_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t panel_
 void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                 ThreadScratch& scratch) {
   with_format(task, [&]<WeightFormat kFormat>() {
+    if constexpr (has_blocks(kFormat)) {
+      const TileScope tiles = TileScope::four_sums(task.num_rows < 16 ? task.num_rows : 16);
+      return int_matmul<kFormat>(task, panel_begin, panel_end, scratch,
+                                 [&](int64_t panel, const float* sums) {
+                                   finish_panel(task, panel, sums, nullptr, scratch.best);
+                                 });
+    }
     task.num_rows <= 2 * kTileRows
         ? amx_matmul_few<kFormat>(task, panel_begin, panel_end, scratch)
         : amx_matmul_many<kFormat>(task, panel_begin, panel_end, scratch);
@@ -534,33 +451,31 @@ inline int32_t padded_dim(int32_t head_dim) {
   return (head_dim + 31) / 32 * 32;
 }
 
-void amx_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t row_end) {
+void amx_rope_and_store(const RopeStoreTask& task, const RopeShare& share) {
   const int32_t d = task.kv.head_dim;
-  rope_rows(
-      task, row_begin, row_end,
-      [&](char* head, int32_t slot, const float* key, const float* value) {
-        // Keys: pair (2i, 2i + 1) of head_dim is one 32-bit element of column slot % 16.
-        auto* keys =
-            reinterpret_cast<uint32_t*>(head) + slot / 16 * (padded_dim(d) / 2) * 16 + slot % 16;
-        alignas(64) uint32_t pairs[kMaxHeadDim / 2];
-        for (int32_t c = 0; c < d; c += 16)
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + c / 2), to_bf16(load(key + c)));
-        for (int32_t i = 0; i < d / 2; ++i) keys[i * 16] = pairs[i];
-        // Values: every other 16-bit element of a row of the tile.
-        auto* values = reinterpret_cast<uint16_t*>(head + task.kv.values_offset) +
-                       slot / kKeyRun * kKeyRun * d + slot % kKeyRun / 2 * kTileK;
-        const __mmask32 mask = slot % 2 == 0 ? 0x55555555u : 0xAAAAAAAAu;
-        const __m512 limit = _mm512_set1_ps(3.38953139e38f);  // the largest bf16
-        for (int32_t c = 0; c < d; c += 16, values += kTileSize) {
-          const __m512 x = _mm512_loadu_ps(value + c);
-          const __m512 finite =
-              _mm512_maskz_max_ps(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), _mm512_min_ps(x, limit),
-                                  _mm512_sub_ps(_mm512_setzero_ps(), limit));
-          __m512i bits = _mm512_cvtepu16_epi32(to_bf16({finite}));
-          if (slot % 2 != 0) bits = _mm512_slli_epi32(bits, 16);
-          _mm512_mask_storeu_epi16(values, mask, bits);
-        }
-      });
+  rope_rows(task, share, [&](char* head, int32_t slot, const float* key, const float* value) {
+    // Keys: pair (2i, 2i + 1) of head_dim is one 32-bit element of column slot % 16.
+    auto* keys =
+        reinterpret_cast<uint32_t*>(head) + slot / 16 * (padded_dim(d) / 2) * 16 + slot % 16;
+    alignas(64) uint32_t pairs[kMaxHeadDim / 2];
+    for (int32_t c = 0; c < d; c += 16)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + c / 2), to_bf16(load(key + c)));
+    for (int32_t i = 0; i < d / 2; ++i) keys[i * 16] = pairs[i];
+    // Values: every other 16-bit element of a row of the tile.
+    auto* values = reinterpret_cast<uint16_t*>(head + task.kv.values_offset) +
+                   slot / kKeyRun * kKeyRun * d + slot % kKeyRun / 2 * kTileK;
+    const __mmask32 mask = slot % 2 == 0 ? 0x55555555u : 0xAAAAAAAAu;
+    const __m512 limit = _mm512_set1_ps(3.38953139e38f);  // the largest bf16
+    for (int32_t c = 0; c < d; c += 16, values += kTileSize) {
+      const __m512 x = _mm512_loadu_ps(value + c);
+      const __m512 finite =
+          _mm512_maskz_max_ps(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), _mm512_min_ps(x, limit),
+                              _mm512_sub_ps(_mm512_setzero_ps(), limit));
+      __m512i bits = _mm512_cvtepu16_epi32(to_bf16({finite}));
+      if (slot % 2 != 0) bits = _mm512_slli_epi32(bits, 16);
+      _mm512_mask_storeu_epi16(values, mask, bits);
+    }
+  });
 }
 
 // Sixteen queries on their way over the keys. Rows past `count` are never read.
@@ -666,7 +581,7 @@ void amx_attend(const AttentionTask& task, const QueryBlock& block, int32_t kv_h
   Queries queries;
   const KeySpan span = load_queries(task, block, kv_head, queries);
   const int32_t* pages = task.page_tables[task.sequences[block.first_row]];
-  const TileScope tiles = TileScope::attention(queries.count);
+  const TileScope tiles = TileScope::four_sums(queries.count);
   for_chunks(span, kKeyRun, [&](int32_t chunk, int32_t first, int32_t last) {
     ChunkPlaces places;
     find_places(task.kv, pages, kv_head, chunk, first, last, padded_dim(d) * 2, d * 2, places);

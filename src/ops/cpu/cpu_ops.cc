@@ -32,6 +32,8 @@ using cpu::QueryBlock;
 // Work below these sizes stays on the calling thread: a dispatch costs about as much.
 constexpr int64_t kSerialRowElements = 32 * 1024;  // activations read by a row-by-row op
 constexpr int64_t kSerialWeightBytes = 32 * 1024;  // of one thread's share of a matmul
+constexpr int64_t kSerialRopeElements = 4 * 1024;  // of queries, keys and values
+constexpr int64_t kRopeRows = 64;                  // of each thread, from which on rows are split
 constexpr int64_t kSerialKeyElements = 16 * 1024;  // key and value elements of an attention call
 constexpr size_t kReservedBlocks = 16 * 1024;
 
@@ -227,8 +229,19 @@ class CpuOps final : public Ops {
                                      .sequences = rows.sequences.data(),
                                      .page_tables = rows.page_tables.data(),
                                      .kv = static_cast<CpuKv&>(kv).layer(layer_idx)};
-    pool_.split(qkv.rows, rows_per_share(qkv.cols), [&](ItemRange range, int) {
-      kernels_.rope_and_store(task, range.begin, range.end);
+    // Neighbouring positions share lines of the cache, so few rows are split by heads.
+    if (qkv.rows >= kRopeRows * pool_.num_threads()) {
+      pool_.split(qkv.rows, kRopeRows, [&](ItemRange range, int) {
+        kernels_.rope_and_store(task, {range.begin, range.end, 0, layout.num_kv_heads});
+      });
+      return;
+    }
+    const int64_t elements_per_head =
+        std::max<int64_t>(1, qkv.rows * layout.cols() / layout.num_kv_heads);
+    const int64_t min_heads = std::max<int64_t>(1, kSerialRopeElements / elements_per_head);
+    pool_.split(layout.num_kv_heads, min_heads, [&](ItemRange range, int) {
+      kernels_.rope_and_store(
+          task, {0, qkv.rows, static_cast<int32_t>(range.begin), static_cast<int32_t>(range.end)});
     });
   }
 
@@ -324,7 +337,7 @@ class CpuOps final : public Ops {
     VOLLEY_TRY(PackedPanels panels,
                cpu::pack_panels(columns, k, format, kernels_.weight_layout, pool_));
     const int64_t groups = kMaxRowsPerPass / kernels_.rows_per_group;
-    const int64_t scratch_bytes = groups * kernels_.packed_group_bytes(k);
+    const int64_t scratch_bytes = groups * kernels_.packed_group_bytes(format, k);
     if (scratch_bytes > packed_rows_.size()) {
       VOLLEY_TRY(packed_rows_, Buffer::create(scratch_bytes));
     }
@@ -434,8 +447,8 @@ constexpr std::array<Unit, 3> kUnits = {{
     {Isa::kAvx512, "avx512", "cpu/avx512", "AVX-512 F, BW, DQ and VL", cpu::avx512_kernels,
      &cpu::CpuFeatures::avx512},
     {Isa::kAmxBf16, "amx-bf16", "cpu/amx-bf16",
-     "AMX-BF16, AVX512-BF16, AVX512-FP16 and tile state from the kernel", cpu::amx_bf16_kernels,
-     &cpu::CpuFeatures::amx_bf16},
+     "AMX-BF16, AMX-INT8, AVX512-BF16, AVX512-FP16 and tile state from the kernel",
+     cpu::amx_bf16_kernels, &cpu::CpuFeatures::amx_bf16},
 }};
 
 bool available(const Unit& unit) {

@@ -18,7 +18,7 @@ namespace volley::cpu {
 namespace {
 
 // Packed rows: per group, [k][rows of the group], so that the broadcasts of one k share a line.
-int64_t f32_group_bytes(int64_t k) {
+int64_t f32_group_bytes(WeightFormat, int64_t k) {
   return k * kMatmulRows * 4;
 }
 
@@ -45,6 +45,50 @@ void f32_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
 // How far ahead of its use a line of weights is fetched: enough to cover a trip to memory.
 constexpr int64_t kPrefetchBytes = 4096;
 
+// Calls body(low, high) for the codes of two lines of 16 columns, at most `rest` of them.
+template <WeightFormat kFormat, class F>
+inline void for_each_code(Codes first, const ScaleLanes& low, Codes second, const ScaleLanes& high,
+                          int64_t rest, F body) {
+  constexpr int kCodes = kCodesPerLane<kFormat>;
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    if (rest >= kCodes) {
+      (..., body(decode<kFormat, kIndex>(first, low), decode<kFormat, kIndex>(second, high)));
+    } else {
+      (..., (kIndex < rest
+                 ? body(decode<kFormat, kIndex>(first, low), decode<kFormat, kIndex>(second, high))
+                 : void()));
+    }
+  }
+  (std::make_integer_sequence<int, kCodes>());
+}
+
+// Blocks of int8 and int4.
+template <WeightFormat kFormat, class F>
+inline void for_each_k_of_blocks(const char* w, int64_t k, F body) {
+  constexpr int64_t kCodes = kCodesPerLane<kFormat>;
+  constexpr int64_t kColumns = 64 / kCodes * 64;  // bytes of 64 k of 16 columns
+  const auto load_line = [](const char* p) {
+    _mm_prefetch(p + kPrefetchBytes, _MM_HINT_T0);
+    return kFormat == WeightFormat::kInt8 ? load_codes_plus_128(p) : load_codes(p);
+  };
+  for (int64_t block = 0; block < k; block += kBlockK, w += block_bytes(kFormat)) {
+    const auto run = [&]<int kRun>() {
+      const int64_t rest = k - block - kRun * 32;
+      const ScaleLanes low = load_block_scales<kFormat, kRun>(w, 0);
+      const ScaleLanes high = load_block_scales<kFormat, kRun>(w, 1);
+      const char* line =
+          w + block_header_bytes(kFormat) + kRun / 2 * 2 * kColumns + kRun % 2 * (32 / kCodes * 64);
+      for (int64_t i = 0; i < 32 && i < rest; i += kCodes, line += 64)
+        for_each_code<kFormat>(load_line(line), low, load_line(line + kColumns), high, rest - i,
+                               body);
+    };
+    run.template operator()<0>();
+    run.template operator()<1>();
+    run.template operator()<2>();
+    run.template operator()<3>();
+  }
+}
+
 // Calls body(low, high) for each k of a panel in order: columns 0-15 and 16-31.
 template <WeightFormat kFormat, class F>
 inline void for_each_k(const char* w, int64_t k, F body) {
@@ -55,31 +99,19 @@ inline void for_each_k(const char* w, int64_t k, F body) {
       load_panel_row(reinterpret_cast<const uint16_t*>(w), low, high);
       body(low, high);
     }
+  } else if constexpr (has_blocks(kFormat)) {
+    for_each_k_of_blocks<kFormat>(w, k, body);
   } else {
-    constexpr int kCodes = kCodesPerLane<kFormat>;
     constexpr int64_t kGroup = kStepK * steps_per_group(kFormat);
-    const float factor = panel_header_bytes(kFormat) > 0 ? panel_factor(w) : 1.0f;
-    w += panel_header_bytes(kFormat);
     for (int64_t group = 0; group < k; group += kGroup) {
-      const ScaleLanes low = load_scales<kFormat>(w, 0, factor);
-      const ScaleLanes high = load_scales<kFormat>(w, 1, factor);
+      const ScaleLanes low = load_fp8_scales(w, 0);
+      const ScaleLanes high = load_fp8_scales(w, 1);
       w += scales_bytes(kFormat);
       const int64_t count = k - group < kGroup ? k - group : kGroup;
-      for (int64_t i = 0; i < count; i += kCodes, w += 128) {
+      for (int64_t i = 0; i < count; i += kCodesPerLane<kFormat>, w += 128) {
         _mm_prefetch(w + kPrefetchBytes, _MM_HINT_T0);
         _mm_prefetch(w + kPrefetchBytes + 64, _MM_HINT_T0);
-        const Codes first = load_codes(w), second = load_codes(w + 64);
-        const int64_t rest = count - i;
-        [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-          if (rest >= kCodes) {
-            (..., body(decode<kFormat, kIndex>(first, low), decode<kFormat, kIndex>(second, high)));
-          } else {
-            (..., (kIndex < rest ? body(decode<kFormat, kIndex>(first, low),
-                                        decode<kFormat, kIndex>(second, high))
-                                 : void()));
-          }
-        }
-        (std::make_integer_sequence<int, kCodes>());
+        for_each_code<kFormat>(load_codes(w), low, load_codes(w + 64), high, count - i, body);
       }
     }
   }
@@ -148,17 +180,15 @@ int64_t f32_multiply_registers(int64_t count) {
   return reduce_add(all) < 1.0f ? 0 : count * kChains * 16 * 2;
 }
 
-void f32_rope_and_store(const RopeStoreTask& task, int64_t row_begin, int64_t row_end) {
+void f32_rope_and_store(const RopeStoreTask& task, const RopeShare& share) {
   const int32_t d = task.kv.head_dim;
-  rope_rows(task, row_begin, row_end,
-            [&](char* head, int32_t slot, const float* key, const float* value) {
-              float* keys = reinterpret_cast<float*>(head) + (slot / 16) * 16 * d + slot % 16;
-              for (int32_t i = 0; i < d; ++i) keys[i * 16] = key[i];
-              float* values = reinterpret_cast<float*>(head + task.kv.values_offset) +
-                              slot / 16 * 16 * d + slot % 16 * 16;
-              for (int32_t x = 0; x < d; ++x)
-                values[x / 16 * 256 + x % 16] = finite_or_zero(value[x]);
-            });
+  rope_rows(task, share, [&](char* head, int32_t slot, const float* key, const float* value) {
+    float* keys = reinterpret_cast<float*>(head) + (slot / 16) * 16 * d + slot % 16;
+    for (int32_t i = 0; i < d; ++i) keys[i * 16] = key[i];
+    float* values = reinterpret_cast<float*>(head + task.kv.values_offset) + slot / 16 * 16 * d +
+                    slot % 16 * 16;
+    for (int32_t x = 0; x < d; ++x) values[x / 16 * 256 + x % 16] = finite_or_zero(value[x]);
+  });
 }
 
 // The state of up to kAttentionRows queries on their way over the keys.

@@ -25,39 +25,42 @@ enum class Bf16Layout {
   kPairs,
 };
 
-// Panels of quantised weights are the same for all units. k is padded with zeros to steps of 32.
-//   int8 and int4 begin with a line whose first float is the panel's factor, a power of two.
-//   For each quant_group of k follow the scales of the 32 columns, and then its steps.
-//   A scale is f32 for fp8. For int8 and int4 it is f16 and
-//     weight = code * scale / 256 * factor (int8), code * scale * factor (int4),
-//   where code * scale / 256 and code * scale are zero or normal as f16.
-//   A step is [k/4 or k/8][2 halves of the columns][64 bytes]. The 64 bytes hold
-//     int8: for each of 16 columns the codes plus 128 of k 0, 2, 1, 3;
-//     int4: for each of 16 columns, from the low bits up, the codes of k 0, 2, 4, 6, 1, 3, 5, 7;
-//     fp8: pairs (k 0, k 2) of 16 columns, then pairs (k 1, k 3).
+// Panels of fp8 are the same for all units. k is padded with zeros to steps of 32. For each
+// quant_group of k follow the scales of the 32 columns in f32, and then its steps. A step is
+// [k/4][2 halves of the columns][64 bytes]: pairs (k 0, k 2) of 16 columns, then pairs (k 1, k 3).
 inline constexpr int64_t kStepK = 32;
-constexpr int64_t panel_header_bytes(WeightFormat format) {
-  return format == WeightFormat::kInt8 || format == WeightFormat::kInt4 ? 64 : 0;
-}
 constexpr int64_t scales_bytes(WeightFormat format) {
-  return format == WeightFormat::kFp8 ? 128 : format == WeightFormat::kBf16 ? 0 : 64;
+  return format == WeightFormat::kFp8 ? 128 : 0;
 }
 constexpr int64_t step_bytes(WeightFormat format) {
-  return format == WeightFormat::kBf16 ? 2048 : format == WeightFormat::kInt4 ? 512 : 1024;
+  return format == WeightFormat::kBf16 ? 2048 : 1024;
 }
-constexpr int64_t steps_per_group(WeightFormat format) {
-  return format == WeightFormat::kInt4 ? 1 : 4;
+constexpr int64_t steps_per_group(WeightFormat) {
+  return 4;
 }
 // Where the step lies in a panel; with its scales, if it is the first of a quant_group.
 constexpr int64_t step_offset(WeightFormat format, int64_t step) {
   const int64_t group = steps_per_group(format);
-  return panel_header_bytes(format) + (step + group - 1) / group * scales_bytes(format) +
-         step * step_bytes(format);
+  return (step + group - 1) / group * scales_bytes(format) + step * step_bytes(format);
 }
-// Place of code `index` of 4 (int8) or 8 (int4), in codes from the low bits of a column up.
-constexpr int code_place(WeightFormat format, int index) {
-  const int half = format == WeightFormat::kInt4 ? 4 : 2;
-  return index % 2 * half + index / 2;
+
+// Panels of int8 and int4 are the same for all units: AMX-INT8 multiplies int8 codes as they lie. k
+// is padded with zeros to blocks of 128, the quant_group of both. A block is
+//   the scales of the 32 columns, bf16,
+//   int4: [2 halves of the columns][16 columns][4 runs of 32 k] bytes: a step of 1 to 15, plus 128
+//     where the codes stand for -7..8 and not -8..7 steps (weight_format.h),
+//   int8: [2 halves of k][2 halves of the columns][16][16 columns][4 of k],
+//   int4: [2 halves of k][2 halves of the columns][8][16 columns][4 bytes]: the low four bits of
+//     the bytes are k 0 to 3, the high four are k 4 to 7.
+inline constexpr int64_t kBlockK = 128;
+constexpr bool has_blocks(WeightFormat format) {
+  return format == WeightFormat::kInt8 || format == WeightFormat::kInt4;
+}
+constexpr int64_t block_header_bytes(WeightFormat format) {
+  return format == WeightFormat::kInt4 ? 64 + 128 : 64;
+}
+constexpr int64_t block_bytes(WeightFormat format) {
+  return block_header_bytes(format) + kPanelCols * (format == WeightFormat::kInt4 ? 64 : 128);
 }
 
 // Activations of one matmul, repacked: groups of `rows_per_group` rows.
@@ -77,7 +80,8 @@ inline constexpr int64_t kScratchSteps = 8;
 struct alignas(64) ThreadScratch {
   ArgmaxState best[kMaxRowsPerPass];
   float sums[kScratchPanels][kMaxRowsPerPass * kPanelCols];
-  uint16_t decoded[kScratchSteps * kStepK * kPanelCols];  // quantised weights as bf16 tiles
+  uint16_t decoded[kScratchSteps * kStepK * kPanelCols];  // quantised weights as tiles
+  int32_t products[2][4 * 256];                           // tiles of integer sums
 };
 
 struct MatmulTask {
@@ -138,6 +142,12 @@ struct RopeStoreTask {
   KvLayer kv;
 };
 
+// The rows and kv heads, with the query heads that read them, of one call.
+struct RopeShare {
+  int64_t row_begin, row_end;
+  int32_t kv_head_begin, kv_head_end;
+};
+
 struct AttentionTask {
   const float* qkv = nullptr;
   int64_t qkv_stride = 0;
@@ -166,7 +176,7 @@ struct KernelTable {
   int rows_per_group;
   int queries_per_block;
 
-  int64_t (*packed_group_bytes)(int64_t k);
+  int64_t (*packed_group_bytes)(WeightFormat format, int64_t k);
   void (*pack_rows)(const PackRowsTask& task, int64_t group_begin, int64_t group_end);
   // Panels [panel_begin, panel_end).
   void (*matmul)(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
@@ -175,7 +185,7 @@ struct KernelTable {
   // The k largest of x[0, cols), k at most Ops::kMaxCandidates, and their softmax.
   void (*top_candidates)(const float* x, int64_t cols, int k, int32_t* ids, float* probabilities);
   void (*widen_bf16)(const uint16_t* x, int64_t cols, float* out);
-  void (*rope_and_store)(const RopeStoreTask& task, int64_t row_begin, int64_t row_end);
+  void (*rope_and_store)(const RopeStoreTask& task, const RopeShare& share);
   void (*attend)(const AttentionTask& task, const QueryBlock& queries, int32_t kv_head);
 
   // For rooflines. Reads every line once, and returns something that depends on all of them.

@@ -36,7 +36,7 @@ class PanelPacker {
  public:
   PanelPacker(int64_t k, WeightFormat format, Bf16Layout layout)
       : k_(k),
-        num_steps_(round_up(k, kStepK) / kStepK),
+        num_steps_(round_up(k, has_blocks(format) ? kBlockK : kStepK) / kStepK),
         format_(format),
         layout_(layout),
         floats_(static_cast<size_t>(num_steps_ * kStepK)) {
@@ -46,6 +46,7 @@ class PanelPacker {
     } else {
       codes_.resize(size);
       scales_.resize(static_cast<size_t>(kPanelCols * num_steps_));
+      steps_.resize(scales_.size() * 4 / (kBlockK / kStepK) + 4 * kPanelCols);
     }
   }
 
@@ -56,8 +57,10 @@ class PanelPacker {
       else
         read_codes(columns[c], c);
     }
-    if (format_ != WeightFormat::kBf16)
-      put_panel(columns, panel);
+    if (has_blocks(format_))
+      put_blocks(panel);
+    else if (format_ != WeightFormat::kBf16)
+      put_steps(panel);
     else if (layout_ == Bf16Layout::kTiles)
       put_tiles(panel);
     else
@@ -95,6 +98,15 @@ class PanelPacker {
       column.matrix->dequantize_row(column.row, floats_.data());
     for (int64_t first = 0, group = 0; first < k_; first += group_size(), ++group) {
       const auto count = static_cast<size_t>(std::min(group_size(), k_ - first));
+      if (format_ == WeightFormat::kInt4) {
+        const Int4Group group4 = quantize_int4_group({&floats_[first], count});
+        std::copy(group4.codes.begin(), group4.codes.end(), codes + first);
+        scales_[group * kPanelCols + c] = group4.scale;
+        for (size_t run = 0; run < 4; ++run)
+          steps_[(group * kPanelCols + c) * 4 + static_cast<int64_t>(run)] =
+              static_cast<uint8_t>(group4.steps[run] | (group4.zeros[run] == 7 ? 0x80 : 0));
+        continue;
+      }
       scales_[group * kPanelCols + c] =
           stored ? stored_scale(*column.matrix, column.row, group)
                  : quantize_group(format_, {&floats_[first], count}, codes + first);
@@ -129,58 +141,11 @@ class PanelPacker {
     }
   }
 
-  // Brings the scales of int8 and int4 into the range that kernels.h wants of them, as multiples of
-  // one power of two. Groups below 2^-20 of the panel's largest get a coarser scale than they had.
-  float fit_scales(const PanelColumn* columns) {
-    float largest = 0;
-    for_groups([&](int64_t c, int64_t first, int64_t count, float scale) {
-      if (!is_zero(c, first, count)) largest = std::max(largest, std::abs(scale));
-    });
-    if (largest == 0) largest = 1;
-    const int top = format_ == WeightFormat::kInt8 ? 6 : 12;
-    const float least = 0x1p-13f;
-    const float factor = std::ldexp(1.0f, std::ilogb(largest) - top);
-    int64_t dequantized = -1;  // the column that floats_ holds
-    for_groups([&](int64_t c, int64_t first, int64_t count, float& scale) {
-      if (is_zero(c, first, count)) {
-        scale = least * factor;
-      } else if (std::abs(scale) < least * factor) {
-        scale = least * factor;
-        if (dequantized != c) columns[c].matrix->dequantize_row(columns[c].row, floats_.data());
-        dequantized = c;
-        quantize_group_with(format_, {&floats_[first], static_cast<size_t>(count)}, scale,
-                            &codes_[c * padded_k() + first]);
-      }
-    });
-    return factor;
-  }
-  template <class F>
-  void for_groups(F body) {
-    for (int64_t c = 0; c < kPanelCols; ++c) {
-      for (int64_t first = 0, group = 0; first < k_; first += group_size(), ++group)
-        body(c, first, std::min(group_size(), k_ - first), scales_[group * kPanelCols + c]);
-    }
-  }
-  bool is_zero(int64_t c, int64_t first, int64_t count) const {
-    const uint8_t* codes = &codes_[c * padded_k() + first];
-    return std::all_of(codes, codes + count, [](uint8_t code) { return code == 0; });
-  }
-
-  void put_panel(const PanelColumn* columns, char* panel) {
-    float factor = 1;
-    if (panel_header_bytes(format_) > 0) {
-      factor = fit_scales(columns);
-      std::memset(panel, 0, static_cast<size_t>(panel_header_bytes(format_)));
-      std::memcpy(panel, &factor, sizeof(factor));
-      panel += panel_header_bytes(format_);
-    }
-    put_steps(factor, panel);
-  }
-
-  void put_steps(float factor, char* panel) const {
+  void put_steps(char* panel) const {
     for (int64_t step = 0; step < num_steps_; ++step) {
       if (step % steps_per_group(format_) == 0) {
-        put_scales(&scales_[step / steps_per_group(format_) * kPanelCols], factor, panel);
+        std::memcpy(panel, &scales_[step / steps_per_group(format_) * kPanelCols],
+                    kPanelCols * sizeof(float));
         panel += scales_bytes(format_);
       }
       for (int64_t c = 0; c < kPanelCols; ++c)
@@ -191,33 +156,44 @@ class PanelPacker {
 
   // The codes of one column in each line of a step.
   void put_column(const uint8_t* codes, int64_t c, char* line) const {
-    for (int64_t first = 0; first < kStepK; line += 128) {
-      if (format_ == WeightFormat::kFp8) {
-        for (int i = 0; i < 4; ++i)
-          line[i % 2 * 32 + c * 2 + i / 2] = static_cast<char>(codes[first + i]);
-        first += 4;
-        continue;
-      }
-      const int bits = format_ == WeightFormat::kInt4 ? 4 : 8;
-      uint32_t lane = 0;
-      for (int i = 0; i < 32 / bits; ++i) {
-        const uint32_t code = bits == 4 ? codes[first + i] & 15u : codes[first + i] ^ 0x80u;
-        lane |= code << (bits * code_place(format_, i));
-      }
-      std::memcpy(line + 4 * c, &lane, 4);
-      first += 32 / bits;
+    for (int64_t first = 0; first < kStepK; line += 128, first += 4) {
+      for (int i = 0; i < 4; ++i)
+        line[i % 2 * 32 + c * 2 + i / 2] = static_cast<char>(codes[first + i]);
     }
   }
 
-  void put_scales(const float* scales, float factor, char* out) const {
-    if (format_ == WeightFormat::kFp8) {
-      std::memcpy(out, scales, kPanelCols * sizeof(float));
+  void put_blocks(char* panel) const {
+    const bool is_int4 = format_ == WeightFormat::kInt4;
+    const int64_t column_bytes = is_int4 ? 512 : 1024;  // 64 of k and 16 columns
+    for (int64_t block = 0; block < padded_k() / kBlockK; ++block, panel += block_bytes(format_)) {
+      const int64_t group = block * kPanelCols;
+      for (int64_t c = 0; c < kPanelCols; ++c) {
+        const uint16_t scale = float_to_bf16(scales_[group + c]);  // exact
+        std::memcpy(panel + 2 * c, &scale, 2);
+      }
+      if (is_int4) std::memcpy(panel + 64, &steps_[group * 4], kPanelCols * 4);
+      for (int64_t c = 0; c < kPanelCols; ++c) {
+        const uint8_t* codes = &codes_[c * padded_k() + block * kBlockK];
+        for (int64_t half = 0; half < 2; ++half) {
+          char* out =
+              panel + block_header_bytes(format_) + (half * 2 + c / 16) * column_bytes + c % 16 * 4;
+          put_lines(codes + half * 64, is_int4, out);
+        }
+      }
+    }
+  }
+  // 64 codes of one column.
+  static void put_lines(const uint8_t* codes, bool is_int4, char* out) {
+    if (!is_int4) {
+      for (int64_t i = 0; i < 16; ++i) std::memcpy(out + i * 64, codes + i * 4, 4);
       return;
     }
-    const float unit = format_ == WeightFormat::kInt8 ? 256.0f / factor : 1.0f / factor;
-    for (int64_t c = 0; c < kPanelCols; ++c) {
-      const uint16_t bits = float_to_f16(scales[c] * unit);  // exact
-      std::memcpy(out + 2 * c, &bits, 2);
+    for (int64_t i = 0; i < 8; ++i) {
+      uint32_t low, high;
+      std::memcpy(&low, codes + i * 8, 4);
+      std::memcpy(&high, codes + i * 8 + 4, 4);
+      const uint32_t both = low | high << 4;
+      std::memcpy(out + i * 64, &both, 4);
     }
   }
 
@@ -229,6 +205,7 @@ class PanelPacker {
   std::vector<uint16_t> values_;  // [kPanelCols, padded_k]; zeros past k
   std::vector<uint8_t> codes_;    // likewise
   std::vector<float> scales_;     // [groups, kPanelCols], with room to spare
+  std::vector<uint8_t> steps_;    // [groups, kPanelCols, 4] of int4
 };
 
 }  // namespace
@@ -266,6 +243,7 @@ WeightFormat panel_format(WeightFormat wanted, std::span<const HostMatrix> parts
 
 int64_t panel_bytes(WeightFormat format, Bf16Layout layout, int64_t k) {
   if (format == WeightFormat::kBf16 && layout == Bf16Layout::kPairs) return k * kPanelCols * 2;
+  if (has_blocks(format)) return round_up(k, kBlockK) / kBlockK * block_bytes(format);
   return step_offset(format, round_up(k, kStepK) / kStepK);
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
-// Quantised panels (kernels.h) to floats. Include after one simd_*.h. A code times its scale is
-// rounded once, so every unit that multiplies f32 sees the same weight.
+// Quantised panels (kernels.h) to floats. Include after one simd_*.h.
 
 #include "ops/cpu/kernels.h"
 
@@ -11,43 +10,41 @@ namespace {
 // What a code is multiplied by, and what is added: the scales of 16 columns, prepared.
 struct ScaleLanes {
   F16 factor;
-  F16 offset;  // int8 only
+  F16 offset;  // int8 and int4
 };
 
-inline float panel_factor(const char* panel) {
-  float factor;
-  __builtin_memcpy(&factor, panel, sizeof(factor));
-  return factor;
+// fp8: of 16 columns.
+inline ScaleLanes load_fp8_scales(const char* scales, int half) {
+  const F16 scale = load(reinterpret_cast<const float*>(scales) + 16 * half);
+  return {mul(scale, set1(256.0f)), zero()};
 }
 
-// `factor` is the panel's.
-template <WeightFormat kFormat>
-inline ScaleLanes load_scales(const char* scales, int half, float factor) {
-  if constexpr (kFormat == WeightFormat::kFp8) {
-    const F16 scale = load(reinterpret_cast<const float*>(scales) + 16 * half);
-    return {mul(scale, set1(256.0f)), zero()};
-  } else {
-    const F16 stored = widen_f16(reinterpret_cast<const uint16_t*>(scales) + 16 * half);
-    if constexpr (kFormat == WeightFormat::kInt4) return {mul(stored, set1(factor)), zero()};
-    const F16 scale = mul(stored, set1(factor * 0x1p-8f));
-    // Exact: the scale has 8 significant bits.
-    return {scale, mul(scale, set1(-384.0f))};
-  }
+// int8 and int4: of 16 columns and run kRun of 32 k of a block (kernels.h). All of it is exact.
+template <WeightFormat kFormat, int kRun>
+inline ScaleLanes load_block_scales(const char* block, int half) {
+  const F16 scale = widen_bf16(reinterpret_cast<const uint16_t*>(block) + 16 * half);
+  if constexpr (kFormat == WeightFormat::kInt8) return {scale, mul(scale, set1(-384.0f))};
+  const Codes steps = load_codes(block + 64 + 64 * half);
+  const F16 step = mul(nibble<2 * kRun>(steps), scale);
+  // The upper four bits are 8 where codes start at -7: eighths of a step.
+  const F16 lowest = fma(nibble<2 * kRun + 1>(steps), set1(0.125f), set1(-8.0f));
+  return {step, mul(lowest, step)};
 }
 
 template <WeightFormat kFormat>
 inline constexpr int kCodesPerLane = kFormat == WeightFormat::kInt4 ? 8 : 4;
 
-// Code kIndex of 16 columns, times their scales.
+// Code kIndex of 16 columns, times their scales, rounded once: every unit that multiplies f32 sees
+// the same weight.
 template <WeightFormat kFormat, int kIndex>
 inline F16 decode(Codes codes, const ScaleLanes& scales) {
-  constexpr int kPlace = code_place(kFormat, kIndex);
   if constexpr (kFormat == WeightFormat::kFp8)
     return mul(e4m3_over_256<kIndex>(codes), scales.factor);
-  // (256 + 128 + code) * scale - 384 * scale, rounded once.
+  // (256 + 128 + code) * scale - 384 * scale; load_codes() left the code plus 128.
   if constexpr (kFormat == WeightFormat::kInt8)
-    return fma(byte_plus_256<kPlace>(codes), scales.factor, scales.offset);
-  if constexpr (kFormat == WeightFormat::kInt4) return mul(nibble<kPlace>(codes), scales.factor);
+    return fma(byte_plus_256<kIndex>(codes), scales.factor, scales.offset);
+  if constexpr (kFormat == WeightFormat::kInt4)
+    return fma(nibble<kIndex % 4 * 2 + kIndex / 4>(codes), scales.factor, scales.offset);
 }
 
 }  // namespace

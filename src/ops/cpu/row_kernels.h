@@ -238,24 +238,29 @@ inline char* page_head(const KvLayer& kv, const int32_t* pages, int32_t position
   return kv.data + pages[position / kv.page_size] * kv.page_bytes + kv_head * kv.head_bytes;
 }
 
-// `store_key_value(head, slot, key, value)` writes one position of one head.
+// `store_key_value(head, slot, key, value)` writes one position of one head. Sixteen rows of one kv
+// head at a time: neighbouring positions share lines.
 template <class Store>
-inline void rope_rows(const RopeStoreTask& task, int64_t row_begin, int64_t row_end,
-                      Store store_key_value) {
+inline void rope_rows(const RopeStoreTask& task, const RopeShare& share, Store store_key_value) {
+  constexpr int64_t kRows = 16;
   const int32_t d = task.kv.head_dim;
+  const int32_t group = task.num_heads / task.num_kv_heads;
   alignas(64) float key[kMaxHeadDim];
-  for (int64_t row = row_begin; row < row_end; ++row) {
-    const int32_t position = task.positions[row];
-    const int32_t* pages = task.page_tables[task.sequences[row]];
-    const float* angles = task.rope + position * task.rope_stride;
-    float* q = task.qkv + row * task.qkv_stride;
-    for (int32_t head = 0; head < task.num_heads; ++head, q += d)
-      turn_head(q, task.q_norm, task.eps, angles, d, q);
-    const float* values = q + task.num_kv_heads * d;
-    for (int32_t head = 0; head < task.num_kv_heads; ++head) {
-      turn_head(q + head * d, task.k_norm, task.eps, angles, d, key);
-      store_key_value(page_head(task.kv, pages, position, head), position % task.kv.page_size, key,
-                      values + head * d);
+  for (int64_t first = share.row_begin; first < share.row_end; first += kRows) {
+    const int64_t last = first + kRows < share.row_end ? first + kRows : share.row_end;
+    for (int32_t head = share.kv_head_begin; head < share.kv_head_end; ++head) {
+      for (int64_t row = first; row < last; ++row) {
+        const int32_t position = task.positions[row];
+        const float* angles = task.rope + position * task.rope_stride;
+        float* qkv = task.qkv + row * task.qkv_stride;
+        for (int32_t i = head * group; i < (head + 1) * group; ++i)
+          turn_head(qkv + i * d, task.q_norm, task.eps, angles, d, qkv + i * d);
+        const float* keys = qkv + task.num_heads * d;
+        turn_head(keys + head * d, task.k_norm, task.eps, angles, d, key);
+        const int32_t* pages = task.page_tables[task.sequences[row]];
+        store_key_value(page_head(task.kv, pages, position, head), position % task.kv.page_size,
+                        key, keys + (task.num_kv_heads + head) * d);
+      }
     }
   }
 }

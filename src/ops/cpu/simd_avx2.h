@@ -137,6 +137,12 @@ inline Codes load_codes(const char* p) {
   return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_load_si256(reinterpret_cast<const __m256i*>(p) + 1)};
 }
+// int8 as the code plus 128.
+inline Codes load_codes_plus_128(const char* p) {
+  const Codes codes = load_codes(p);
+  const __m256i top = _mm256_set1_epi8(char(0x80));
+  return {_mm256_xor_si256(codes.lo, top), _mm256_xor_si256(codes.hi, top)};
+}
 
 // Byte kPlace of each column: as the float 256 + byte, in which it fills the mantissa.
 template <int kPlace>
@@ -151,11 +157,12 @@ inline F16 byte_plus_256(Codes codes) {
   return {half(codes.lo), half(codes.hi)};
 }
 
-// Four bits of each column, -8 to 7.
+// Four bits of each column, 0 to 15.
 template <int kPlace>
 inline F16 nibble(Codes codes) {
   const auto half = [](__m256i x) {
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(x, 28 - 4 * kPlace), 28));
+    return _mm256_cvtepi32_ps(
+        _mm256_and_si256(_mm256_srli_epi32(x, 4 * kPlace), _mm256_set1_epi32(15)));
   };
   return {half(codes.lo), half(codes.hi)};
 }

@@ -111,6 +111,10 @@ struct Codes {
 inline Codes load_codes(const char* p) {
   return {_mm512_load_si512(p)};
 }
+// int8 as the code plus 128.
+inline Codes load_codes_plus_128(const char* p) {
+  return {_mm512_xor_si512(_mm512_load_si512(p), _mm512_set1_epi8(char(0x80)))};
+}
 
 // Byte kPlace of each column: as the float 256 + byte, in which it fills the mantissa.
 template <int kPlace>
@@ -124,11 +128,11 @@ inline F16 byte_plus_256(Codes codes) {
                                                         _mm512_set1_epi32(0x43800000), 0xEA))};
 }
 
-// Four bits of each column, -8 to 7.
+// Four bits of each column, 0 to 15.
 template <int kPlace>
 inline F16 nibble(Codes codes) {
   // The permutation looks at four bits of each index, which spares a mask.
-  const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+  const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return {_mm512_permutexvar_ps(_mm512_srli_epi32(codes.v, 4 * kPlace), values)};
 }
 
