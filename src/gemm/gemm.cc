@@ -79,15 +79,16 @@ Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& c
                             .dtype = element,
                             .dims = {shape.k, shape.m, slabs},
                             .strides = {args.a_stride * bytes, args.a_stride * bytes * shape.m},
-                            .box = {config.k_per_stage(), config.tile_m / config.multicast, 1},
+                            .box = {config.k_per_stage(), config.a_box_rows(), 1},
                             .swizzle = cuda::MapSwizzle::k128B}));
   const int64_t b_row = int64_t{shape.k} * bytes;
-  VOLLEY_TRY(call.b_map, cuda::encode(driver, {.address = args.b,
-                                               .dtype = element,
-                                               .dims = {shape.k, shape.n, shape.num_groups},
-                                               .strides = {b_row, b_row * shape.n},
-                                               .box = {config.k_per_stage(), config.tile_n, 1},
-                                               .swizzle = cuda::MapSwizzle::k128B}));
+  VOLLEY_TRY(call.b_map,
+             cuda::encode(driver, {.address = args.b,
+                                   .dtype = element,
+                                   .dims = {shape.k, shape.n, shape.num_groups},
+                                   .strides = {b_row, b_row * shape.n},
+                                   .box = {config.k_per_stage(), config.b_box_rows(), 1},
+                                   .swizzle = cuda::MapSwizzle::k128B}));
   if (fp8) {
     const int64_t row = args.a_scale_stride * 4;
     VOLLEY_TRY(call.scale_map,
@@ -112,8 +113,10 @@ Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& c
 // Clusters the schedule can use at most: one a unit. Of groups on the device only a bound is known.
 int64_t max_units(const GemmShape& shape, const GemmConfig& config) {
   const int slabs = shape.grouping == Grouping::kMasked ? shape.num_groups : 1;
-  const int n_units = ceil_div(ceil_div(shape.n, config.tile_n), config.multicast);
-  return int64_t{ceil_div(shape.m, config.tile_m)} * slabs * n_units;
+  const bool along_m = config.shares_b();
+  const int n_units = ceil_div(ceil_div(shape.n, config.tile_n), along_m ? 1 : config.multicast);
+  const int m_units = ceil_div(ceil_div(shape.m, config.tile_m), along_m ? config.multicast : 1);
+  return int64_t{m_units} * slabs * n_units;
 }
 
 }  // namespace

@@ -37,6 +37,7 @@ struct Options {
   std::string bundle;
   std::string filter;
   int search = 0;
+  int segments = 0;
   bool skip_peer = false;
   bool bf16 = false;
 };
@@ -221,6 +222,7 @@ class Bench {
     std::vector<BenchCase> kept;
     for (BenchCase& c : bench_cases(options_.bf16)) {
       const std::string name = fmt::format("{} {}x{}x{}", c.group, c.shape.m, c.shape.n, c.shape.k);
+      c.shape.segments = options_.segments;
       if (matches(name)) kept.push_back(std::move(c));
     }
     return kept;
@@ -636,6 +638,8 @@ Result<Options> parse(int argc, char** argv) {
       options.filter = value();
     } else if (word == "--search") {
       options.search = std::atoi(value().c_str());
+    } else if (word == "--segments") {
+      options.segments = std::atoi(value().c_str());
     } else if (word == "--skip-peer") {
       options.skip_peer = true;
     } else if (word == "--bf16") {
@@ -643,7 +647,7 @@ Result<Options> parse(int argc, char** argv) {
     } else {
       return invalid(
           "unknown argument {}; expected --json FILE, --bundle FILE, --filter TEXT, "
-          "--search N, --skip-peer, --bf16",
+          "--search N, --segments N, --skip-peer, --bf16",
           word);
     }
   }

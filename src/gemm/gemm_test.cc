@@ -89,8 +89,8 @@ TEST_F(GemmTest, LaunchesWhatWasPlanned) {
   EXPECT_EQ(call->a_map.opaque[2], 16384U);
   EXPECT_EQ(call->a_map.opaque[3], 4096U);
   EXPECT_EQ(call->a_map.opaque[7], 128U);
-  EXPECT_EQ(call->a_map.opaque[8],
-            static_cast<uint64_t>(call->config.tile_m / call->config.multicast));
+  EXPECT_EQ(call->a_map.opaque[8], static_cast<uint64_t>(call->config.a_box_rows()));
+  EXPECT_EQ(call->b_map.opaque[8], static_cast<uint64_t>(call->config.b_box_rows()));
   EXPECT_EQ(call->scale_map.opaque[3], 128U) << "one row of scales for each 128 of k";
   EXPECT_EQ(call->d_map.opaque[2], 7168U);
 }
@@ -222,8 +222,11 @@ TEST(KernelText, KernelsCompileWithoutSpills) {
     source.flags = {"--ptxas-options=-v"};
     const auto compiled = (*nvrtc)->compile(source, "sm_90a");
     ASSERT_TRUE(compiled) << compiled.error().message;
-    EXPECT_THAT(compiled->log, HasSubstr("0 bytes spill stores, 0 bytes spill loads"))
-        << source.name;
+    // A wide tile's threads hold 208 floats: they may spill what they need once a tile.
+    const size_t spill = compiled->log.find(" bytes spill stores");
+    ASSERT_NE(spill, std::string::npos) << compiled->log;
+    const int spilled = std::atoi(compiled->log.c_str() + compiled->log.rfind(' ', spill - 1));
+    EXPECT_LE(spilled, config.n_waves() > 1 ? 64 : 0) << source.name << compiled->log;
     EXPECT_THAT(compiled->log, testing::Not(HasSubstr("serialized"))) << source.name;
     EXPECT_THAT(compiled->log, testing::Not(HasSubstr("warning"))) << source.name;
   }

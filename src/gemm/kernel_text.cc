@@ -28,7 +28,7 @@ std::string wgmma_header(MmaKind mma, int n) {
     operands += fmt::format("{}\"+f\"(d[{}])", i > 0 ? ", " : "", i);
   }
   const bool fp8 = mma == MmaKind::kFp8;
-  return fmt::format(
+  std::string text = fmt::format(
       R"(#pragma once
 #include "gemm/device/portable.h"
 namespace volley::gemm {{
@@ -40,10 +40,26 @@ __device__ __forceinline__ void wgmma(float (&d)[{}], u64 a, u64 b, int accumula
       : {}
       : "l"(a), "l"(b), "r"(accumulate));
 }}
-}}  // namespace volley::gemm
 )",
       n, registers, registers + 2, n, fp8 ? 32 : 16, fp8 ? "e4m3.e4m3" : "bf16.bf16", names,
       registers, registers + 1, fp8 ? "" : ", 0, 0", operands);
+  if (fp8) {
+    text += fmt::format(
+        R"(// The same with a in registers.
+__device__ __forceinline__ void wgmma_a_in_registers(float (&d)[{}], const u32 (&a)[4], u64 b,
+                                                     int accumulate) {{
+  asm volatile(
+      "{{\n.reg .pred p;\nsetp.ne.b32 p, %{}, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n{}k32.f32.e4m3.e4m3 {{{}}}, {{%{}, %{}, %{}, %{}}}, %{}, p, 1, "
+      "1;\n}}\n"
+      : {}
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}}
+)",
+        registers, registers + 5, n, names, registers, registers + 1, registers + 2, registers + 3,
+        registers + 4, operands);
+  }
+  return text + "}  // namespace volley::gemm\n";
 }
 
 jit::KernelSource kernel_source(const GemmConfig& config) {

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kMinFilledTiles = 16;      // 64-row tiles below which a weight's K is cut
 constexpr int kMinBlocksPerSegment = 8;  // 128-byte blocks of K
+constexpr int kMinMulticastRows = 512;   // of one weight
 
 int element_bytes(MmaKind mma) {
   return mma == MmaKind::kFp8 ? 1 : 2;
@@ -50,6 +51,13 @@ int rows_per_group(const GemmShape& shape) {
     return shape.expected_m > 0 ? std::min(shape.expected_m, shape.m) : shape.m;
   }
   return std::max(1, shape.m / shape.num_groups);
+}
+
+// The rows for which costs are computed: what few tokens there are exactly, many in steps, so that
+// all choices for a weight can be listed.
+int model_rows(int rows) {
+  if (rows <= 256) return std::max(rows, 1);
+  return round_up(rows, rows <= 4096 ? 64 : 1024);
 }
 
 // As many stages as fit, up to 12: more hide nothing that 12 do not.
@@ -137,70 +145,102 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
   return out;
 }
 
-// How long the tensor cores of an SM need for one block of K of one tile, the promotion they wait
-// for included, in clocks.
-double block_clocks(const GemmConfig& c) {
-  // wgmma takes N/2 clocks for 64 rows and 32 bytes of K, but never fewer than reading its M side
-  // from shared memory takes.
-  const double wgmma = std::max(c.mma_n() / 2.0, 20.0) * 4;
-  const double all = wgmma * c.waves() * c.math_warpgroups();
-  if (c.mma == MmaKind::kBf16) return all;
-  const double promotion = c.mma_n() / 2.0 * 1.3;
-  if (c.pipelined()) return std::max(all, promotion + 60) + 30;
-  // One warpgroup alone: its promotion and the latencies around it follow its wgmma.
-  return std::max(all * 1.1, c.waves() * (wgmma + promotion + 90));
+// Fitted to 1900 timings of 104 shapes, both types, on an H100 (docs/gemm.md): off by 8% as a root
+// mean square, chosen configurations 3% behind the fastest timed. In clocks where nothing else is
+// said.
+struct CostModel {
+  double mma_fp8 = 1.12;  // what a block takes, of its floor
+  double mma_bf16 = 1.12;
+  double smem_bytes_per_clock = 148;  // at that factor
+  double copied_row_fp8 = 0.5;        // for each row of a stage that L2 delivers
+  double copied_row_bf16 = 0.2;
+  double promotion = 1.8;  // of one float of each thread
+  double fp8_wait = 69;    // for full stages, the first product, the last
+  double pipelined_wait = 66;
+  double bf16_wait = 2;
+  double latency = 1200;  // of device memory
+  double fill = 1430;     // before the first product of a kernel
+  double store = 0.053;   // of one element of a tile
+  double cluster = 150;   // of a tile
+  double beside = 0.16;   // of the shorter of two things that go on at once, what it adds
+};
+
+// What an SM spends on one block of K of one tile, in clocks.
+struct BlockClocks {
+  double mma;    // the tensor cores, or the shared memory that feeds them and receives the next
+  double chain;  // one warpgroup's own sequence: products, promotion, the latencies between
+  double copy;   // the block's way from device memory, as far as the stages do not hide it
+};
+
+BlockClocks block_clocks(const GemmConfig& c, const CostModel& model) {
+  const bool fp8 = c.mma == MmaKind::kFp8;
+  const double products = 2.0 * c.mma_n();  // of one wave: four wgmma of N/2 clocks
+  const double waves = c.waves(), warpgroups = c.math_warpgroups();
+  // Each wgmma reads 64 rows of its M side, unless they lie in registers, and its N side.
+  const double read_rows = c.n_waves() > 1 ? warpgroups * (kMmaRows + waves * c.mma_n())
+                                           : warpgroups * waves * (kMmaRows + c.mma_n());
+  const double smem_bytes = (read_rows + c.tile_m + c.tile_n) * kStageRowBytes;
+  const double copied_rows =
+      (c.shares_b() ? c.tile_m + c.tile_n / c.multicast : c.tile_m / c.multicast + c.tile_n);
+  BlockClocks clocks;
+  clocks.mma = std::max(products * waves * warpgroups, smem_bytes / model.smem_bytes_per_clock) *
+                   (fp8 ? model.mma_fp8 : model.mma_bf16) +
+               (fp8 ? model.copied_row_fp8 : model.copied_row_bf16) * copied_rows;
+  const double promotion = c.mma_n() / 2.0 * model.promotion;
+  clocks.chain = !fp8            ? products * waves + model.bf16_wait
+                 : c.pipelined() ? std::max(products, promotion) + model.pipelined_wait
+                                 : waves * (products + promotion + model.fp8_wait);
+  const double stage_bytes = (c.tile_m + c.tile_n) * kStageRowBytes;
+  clocks.copy = copied_rows * kStageRowBytes * model.latency / (stage_bytes * (c.num_stages - 1));
+  return clocks;
 }
 
-CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const GemmConfig& c) {
+// `rows` of each group.
+CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const GemmConfig& c,
+                     double rows) {
+  const CostModel model;
   const int groups = shape.grouping == Grouping::kDense ? 1 : shape.num_groups;
-  const double rows = rows_per_group(shape);
-  const double m_tiles = std::ceil(rows / c.tile_m) * groups;
-  const double n_tiles = ceil_div(shape.n, c.tile_n);
-  const double n_units = std::ceil(n_tiles / c.multicast);
-  const double units = m_tiles * n_units;
+  const int cluster_m = c.shares_b() ? c.multicast : 1, cluster_n = c.multicast / cluster_m;
+  const double m_units = std::ceil(std::ceil(rows / c.tile_m) / cluster_m) * groups;
+  const double n_units = ceil_div(ceil_div(shape.n, c.tile_n), cluster_n);
+  const double ctas = m_units * n_units * c.cluster();
   // Clusters of 4 leave some SMs of the larger GPCs idle.
   const double slots =
-      std::floor(device.num_sms * c.ctas_per_sm / c.cluster() * (c.cluster() > 2 ? 0.97 : 1.0));
-  const double rounds = std::ceil(units / slots);
+      std::floor(device.num_sms * c.ctas_per_sm / c.cluster() * (c.cluster() > 2 ? 0.97 : 1.0)) *
+      c.cluster();
+  const double rounds = std::ceil(ctas / slots);
+  // CTAs that share an SM even out: their last round is as short as its work.
+  const double worked_rounds = c.ctas_per_sm == 1 ? rounds : std::max(ctas / slots, 1.0);
+  const double sharing = std::clamp(ctas / device.num_sms, 1.0, 1.0 * c.ctas_per_sm);
   const double blocks =
       std::ceil(static_cast<double>(shape.k) / c.k_per_stage() / (c.split_k ? c.segments : 1));
   const double clock = device.clock_ghz * 1e3;  // a microsecond's
-  const double stage_bytes = (c.tile_m / c.multicast + c.tile_n) * 128.0;
-
-  // CTAs that share an SM share its tensor cores and its path from L2.
-  const double sharing =
-      std::min<double>(c.ctas_per_sm, std::ceil(units * c.cluster() / device.num_sms));
-  // Bytes on their way to an SM over the latency of device memory, about 900 clocks.
-  const double in_flight_rate = smem_layout(c).stage_bytes * (c.num_stages - 1) * sharing / 900;
-  const double l2_rate = std::min(device.l2_bytes_per_clock_sm, in_flight_rate);
 
   CandidateConfig out;
   out.config = c;
-  // Two CTAs of one SM alternate on its tensor cores: one's latencies hide behind the other's work.
-  const double mma_clocks = block_clocks(c) * (sharing > 1 ? 0.8 * sharing : 1);
-  out.mma_us = rounds * blocks * mma_clocks / clock;
-  out.l2_us = rounds * blocks * stage_bytes * sharing / l2_rate / clock;
+  const BlockClocks block = block_clocks(c, model);
+  const double all_blocks = worked_rounds * blocks / clock;
+  out.mma_us = all_blocks * block.mma * sharing;
+  out.chain_us = all_blocks * block.chain;
+  out.copy_us = all_blocks * block.copy;
   const double elements = element_bytes(shape.mma);
   const double bytes = rows * groups * shape.k * elements +
                        static_cast<double>(groups) * shape.n * shape.k * elements +
                        rows * groups * shape.n * out_bytes(shape.out);
   out.dram_us = bytes / device.dram_bytes_per_ns / 1e3;
-  out.fill = units / (rounds * slots);
+  out.fill = ctas / (rounds * slots);
 
-  // What a tile costs beside its blocks: the first block of a kernel has nobody to hide it; a store
-  // hides only its copy; a split tile meets its cluster.
-  const double epilogue_clocks =
-      400 + c.tile_m * c.tile_n * (c.store_chunks >= 2 || c.swap_ab ? 0.03 : 0.06) * c.ctas_per_sm +
-      (c.split_k ? 1500 : 0) + (c.cluster() > 1 ? 150 : 0) +
-      (c.serial_segments() > 1 ? c.accumulator_floats() * 3 : 0);
-  const double fill_clocks = 1500 + (c.cluster() > 1 ? 500 : 0);
-  const double body =
-      std::max({out.mma_us, out.l2_us, out.dram_us}) +
-      0.1 * (out.mma_us + out.l2_us + out.dram_us - std::max({out.mma_us, out.l2_us, out.dram_us}));
-  out.us = device.launch_us + fill_clocks / clock + rounds * epilogue_clocks / clock + body;
-  // Sharing A pays where L2 limits, with many tokens. With few it measured two to three times
-  // slower (docs/gemm.md); its cause is gone, but what it gains there has not been measured.
-  if (c.multicast > 1 && c.swap_ab) out.us *= 3;
+  // What a tile costs beside its blocks: its store; its cluster; the sums of its segments.
+  const bool waits_for_stores = !c.swap_ab && c.store_chunks < 2;
+  const double tile_clocks = c.tile_m * c.tile_n * model.store * (waits_for_stores ? 1.5 : 1.0) +
+                             (c.multicast > 1 ? model.cluster : 0) + (c.split_k ? 4000 : 0) +
+                             (c.serial_segments() > 1 ? c.accumulator_floats() * 3 : 0);
+  const double sm_us = std::max({out.mma_us, out.chain_us, out.copy_us}) +
+                       worked_rounds * tile_clocks * sharing / clock;
+  out.us = device.launch_us + model.fill / clock + std::max(sm_us, out.dram_us) +
+           model.beside * std::min(sm_us, out.dram_us);
+  // Sharing an operand has lost wherever few tokens were measured.
+  if (c.multicast > 1 && (c.swap_ab || rows < kMinMulticastRows)) out.us *= 3;
   return out;
 }
 
@@ -208,12 +248,17 @@ auto order_of(const GemmConfig& c) {
   return std::tuple(c.swap_ab, c.tile_m, c.tile_n, c.split_k, c.multicast, c.ctas_per_sm);
 }
 
-// Token counts at which the choice may change: every one up to 256, then every 64th.
-std::vector<int> sample_rows(int max_m) {
-  std::vector<int> rows;
-  for (int m = 1; m < max_m; m += m < 256 ? 1 : (m < 4096 ? 64 : 1024)) rows.push_back(m);
-  rows.push_back(max_m);
-  return rows;
+std::vector<CandidateConfig> rank_for_rows(const GemmShape& shape, const DeviceSpec& device,
+                                           int rows) {
+  std::vector<CandidateConfig> ranked;
+  for (const GemmConfig& config : candidates(shape, device)) {
+    ranked.push_back(cost(shape, device, config, rows));
+  }
+  std::sort(ranked.begin(), ranked.end(), [](const CandidateConfig& a, const CandidateConfig& b) {
+    if (a.us != b.us) return a.us < b.us;
+    return order_of(a.config) < order_of(b.config);
+  });
+  return ranked;
 }
 
 }  // namespace
@@ -272,15 +317,7 @@ int segments_of(const GemmShape& shape) {
 }
 
 std::vector<CandidateConfig> rank_configs(const GemmShape& shape, const DeviceSpec& device) {
-  std::vector<CandidateConfig> ranked;
-  for (const GemmConfig& config : candidates(shape, device)) {
-    ranked.push_back(cost(shape, device, config));
-  }
-  std::sort(ranked.begin(), ranked.end(), [](const CandidateConfig& a, const CandidateConfig& b) {
-    if (a.us != b.us) return a.us < b.us;
-    return order_of(a.config) < order_of(b.config);
-  });
-  return ranked;
+  return rank_for_rows(shape, device, model_rows(rows_per_group(shape)));
 }
 
 Result<GemmConfig> choose_config(const GemmShape& shape, const DeviceSpec& device) {
@@ -294,16 +331,13 @@ Result<GemmConfig> choose_config(const GemmShape& shape, const DeviceSpec& devic
 }
 
 Result<std::vector<GemmConfig>> configs_up_to(const GemmShape& shape, const DeviceSpec& device) {
-  std::vector<GemmConfig> configs;
-  const bool masked = shape.grouping == Grouping::kMasked;
-  for (const int rows : sample_rows(std::max(shape.m, 1))) {
-    GemmShape part = shape;
-    if (masked) {
-      part.expected_m = rows;
-    } else {
-      part.m = groups_share_rows(shape) ? round_up(rows, std::max(shape.group_align, 1)) : rows;
-    }
-    VOLLEY_TRY(const GemmConfig config, choose_config(part, device));
+  VOLLEY_TRY(const GemmConfig config_of_all, choose_config(shape, device));
+  std::vector<GemmConfig> configs = {config_of_all};
+  GemmShape all = shape;
+  all.expected_m = 0;
+  const int max_rows = model_rows(rows_per_group(all));
+  for (int rows = 1; rows <= max_rows; rows = model_rows(rows + 1)) {
+    const GemmConfig config = rank_for_rows(shape, device, rows).front().config;
     if (std::find(configs.begin(), configs.end(), config) == configs.end()) {
       configs.push_back(config);
     }
@@ -336,15 +370,15 @@ Result<std::string> explain(const GemmShape& shape, const DeviceSpec& device, in
   const std::vector<CandidateConfig> ranked = rank_configs(shape, device);
   std::string text = fmt::format(
       "{} -> {}, {}, m {}, n {}, k {}, {} group{}\nreduction: {}\n\n"
-      "{:<44} {:>9} {:>9} {:>9} {:>9} {:>6} {:>9}\n",
+      "{:<44} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6} {:>9}\n",
       name_of(shape.mma), name_of(shape.out), name_of(shape.grouping), shape.m, shape.n, shape.k,
       shape.num_groups, shape.num_groups == 1 ? "" : "s", reduction_order(shape), "configuration",
-      "model us", "mma us", "L2 us", "DRAM us", "fill", "smem");
+      "model us", "mma us", "chain us", "copy us", "DRAM us", "fill", "smem");
   for (size_t i = 0; i < ranked.size() && i < static_cast<size_t>(count); ++i) {
     const CandidateConfig& c = ranked[i];
-    text += fmt::format("{:<44} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>5.0f}% {:>9}\n",
-                        config_name(c.config), c.us, c.mma_us, c.l2_us, c.dram_us, 100 * c.fill,
-                        smem_layout(c.config).total_bytes);
+    text += fmt::format("{:<44} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>5.0f}% {:>9}\n",
+                        config_name(c.config), c.us, c.mma_us, c.chain_us, c.copy_us, c.dram_us,
+                        100 * c.fill, smem_layout(c.config).total_bytes);
   }
   return text;
 }

@@ -39,10 +39,9 @@ struct DeviceSpec {
   int num_sms = 132;
   int max_smem_bytes = 232448;  // of one CTA
   int smem_per_sm = 233472;
-  double clock_ghz = 1.7;             // under load
-  double dram_bytes_per_ns = 2900;    // read
-  double l2_bytes_per_clock_sm = 32;  // L2 to one SM when all SMs read
-  double launch_us = 2.5;             // first instruction to last, of a kernel that does nothing
+  double clock_ghz = 1.57;          // under load
+  double dram_bytes_per_ns = 3080;  // read
+  double launch_us = 2.15;          // first instruction to last, of a kernel that does nothing
 };
 
 inline constexpr int kMaxK = 1 << 20;
@@ -61,11 +60,12 @@ int segments_of(const GemmShape& shape);
 
 struct CandidateConfig {
   GemmConfig config;
-  double us = 0;       // predicted
-  double mma_us = 0;   // if only the tensor cores (and the promotion they wait for) counted
-  double l2_us = 0;    // if only bytes from L2 counted
-  double dram_us = 0;  // if only bytes from device memory counted
-  double fill = 0;     // of the tile slots of all rounds, the part that is used
+  double us = 0;        // predicted
+  double mma_us = 0;    // if only the tensor cores and the shared memory that feeds them counted
+  double chain_us = 0;  // if only a warpgroup's own sequence counted: products, promotion, waits
+  double copy_us = 0;   // if only the latency of copies counted that the stages do not hide
+  double dram_us = 0;   // if only bytes from device memory counted
+  double fill = 0;      // of the tile slots of all rounds, the part that is used
 };
 
 // Every configuration that computes `shape` (which is valid), fastest first by the model. Equal

@@ -43,7 +43,7 @@ struct GemmConfig {
   int num_stages = 4;    // of the TMA pipeline
   int segments = 1;      // the weight's plan: K is summed in this many runs, then the runs in order
   bool split_k = false;  // each segment on its own CTA of a cluster
-  int multicast = 1;     // CTAs of a cluster that share their A tile, on neighbouring tiles along n
+  int multicast = 1;     // CTAs of a cluster that share an operand: see shares_b()
   int raster = 16;       // m tiles of a band; a band's tiles are visited column by column
   int store_chunks = 1;  // 64x64 output chunks a warpgroup may have on their way to memory
   int ctas_per_sm = 1;
@@ -52,10 +52,22 @@ struct GemmConfig {
 
   // Rows on the M and N side of wgmma.
   VOLLEY_HD constexpr int mma_m() const { return swap_ab ? tile_n : tile_m; }
-  VOLLEY_HD constexpr int mma_n() const { return swap_ab ? tile_m : tile_n; }
+  VOLLEY_HD constexpr int mma_n() const { return swap_ab ? tile_m : tile_n / n_waves(); }
+  // FP8 tiles wider than one scale of B are computed 128 columns after 128, A in registers.
+  VOLLEY_HD constexpr int n_waves() const {
+    return !swap_ab && mma == MmaKind::kFp8 && tile_n > kQuantGroup ? tile_n / kQuantGroup : 1;
+  }
   VOLLEY_HD constexpr int math_warpgroups() const { return mma_m() >= 2 * kMmaRows ? 2 : 1; }
-  // 64-row runs of the M side that one warpgroup computes one after the other.
-  VOLLEY_HD constexpr int waves() const { return mma_m() / (kMmaRows * math_warpgroups()); }
+  // 64 x mma_n parts of the tile that one warpgroup computes one after the other.
+  VOLLEY_HD constexpr int waves() const {
+    return mma_m() / (kMmaRows * math_warpgroups()) * n_waves();
+  }
+  // Of a cluster's neighbouring tiles: along m, with one B tile; else along n, with one A tile. The
+  // larger one.
+  VOLLEY_HD constexpr bool shares_b() const { return multicast > 1 && !swap_ab && tile_n > tile_m; }
+  // Rows that one copy brings.
+  VOLLEY_HD constexpr int a_box_rows() const { return shares_b() ? tile_m : tile_m / multicast; }
+  VOLLEY_HD constexpr int b_box_rows() const { return shares_b() ? tile_n / multicast : tile_n; }
   VOLLEY_HD constexpr int num_threads() const { return kWarpgroup * (math_warpgroups() + 1); }
   VOLLEY_HD constexpr int k_per_stage() const { return mma == MmaKind::kFp8 ? 128 : 64; }
   // Whether output leaves through shared memory and the copy engine.
@@ -93,9 +105,11 @@ struct GemmConfig {
     const bool waves_ok = mma == MmaKind::kFp8 || out == OutKind::kBf16 || waves() == 1;
     // Whole 64-column store boxes, or fewer columns and no box.
     const bool wide_ok = swap_ab || tile_n % kStoreCols == 0 || tile_n < kStoreCols;
-    // One scale of B for the whole tile.
-    const bool scale_ok = mma == MmaKind::kBf16 || kQuantGroup % tile_n == 0;
-    const bool share_ok = multicast == 1 || (multicast == 2 && !split_k && tile_m % 16 == 0);
+    // One scale of B for a wave.
+    const bool scale_ok = mma == MmaKind::kBf16 || kQuantGroup % tile_n == 0 ||
+                          (n_waves() == 2 && tile_n % kQuantGroup == 0 && mma_m() == 128);
+    const bool share_ok = multicast == 1 || (multicast == 2 && !split_k && a_box_rows() % 8 == 0 &&
+                                             b_box_rows() % 8 == 0);
     // Beyond these the compiler spills (KernelText.KernelsCompileWithoutSpills): wgmma writes the
     // bf16 sums behind its back, so it cannot move them about.
     const bool tight = mma == MmaKind::kBf16 && (serial_segments() > 1 || out == OutKind::kF32);
@@ -107,8 +121,8 @@ struct GemmConfig {
   }
 };
 
-// Byte offsets inside a CTA's dynamic shared memory, whose base the kernel aligns to 1024 (the
-// period of the 128-byte swizzle).
+// Byte offsets inside a CTA's dynamic shared memory, whose base is aligned to 1024 (the period of
+// the 128-byte swizzle).
 struct SmemLayout {
   int a_bytes = 0;  // of one stage
   int b_bytes = 0;
@@ -118,10 +132,10 @@ struct SmemLayout {
   int scale_stride = 0;
   int store = 0;          // output on its way to memory
   int store_bytes = 0;    // of one math warpgroup
-  int partial = 0;        // this CTA's segment, read by its cluster
+  int partial = 0;        // segments of this CTA's columns, from its cluster
   int partial_bytes = 0;  // of one math warpgroup
   int barriers = 0;       // full[num_stages], empty[num_stages], partial_ready, partial_free
-  int total_bytes = 0;    // what the launch asks for, slack for the alignment included
+  int total_bytes = 0;    // what the launch asks for
 };
 
 VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
@@ -138,7 +152,8 @@ VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
   }
   s.partial = end;
   if (c.split_k) {
-    s.partial_bytes = c.mma_n() / 2 * kWarpgroup * 4;
+    // A run of each segment's sums for every octet of columns that a rank owns.
+    s.partial_bytes = round_up(c.mma_n() / 8, c.segments) * kWarpgroup * 16;
     end += s.partial_bytes * c.math_warpgroups();
   }
   s.scales = end;
@@ -149,7 +164,7 @@ VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
   }
   s.barriers = end;
   end += (2 * c.num_stages + 2) * 8;
-  s.total_bytes = end + 1024;
+  s.total_bytes = end;
   return s;
 }
 

@@ -35,6 +35,7 @@ struct Barrier {
 struct Wgmma {
   int num_threads = 0;
   std::array<float*, 128> d = {};
+  std::array<const u32*, 128> m_registers = {};  // null: m_side describes it
   u64 m_side = 0, n_side = 0;
   int n = 0;
   bool accumulate = false;
@@ -51,12 +52,17 @@ struct MatrixStore {
   std::array<u32, kWarp> address = {};
   std::array<std::array<u32, 4>, kWarp> registers = {};
 };
+struct MatrixLoad {
+  int num_lanes = 0;
+  std::array<u32, kWarp> address = {};
+};
 struct Shuffle {
   int num_lanes = 0;
   std::array<u64, kWarp> value = {};
 };
 struct Warp {
   std::map<int, MatrixStore> stores;
+  std::map<int, MatrixLoad> loads;
   std::map<int, Shuffle> shuffles;
   std::map<int, int> syncs;
 };
@@ -92,7 +98,8 @@ struct Fiber {
   int cta = 0;
   int thread = 0;
   bool done = false;
-  int num_wgmma = 0, num_groups = 0, num_matrix_stores = 0, num_shuffles = 0, num_syncs = 0;
+  int num_wgmma = 0, num_groups = 0, num_matrix_stores = 0, num_matrix_loads = 0, num_shuffles = 0,
+      num_syncs = 0;
   int num_cta_syncs = 0, num_cluster_syncs = 0;
   std::map<int, int> num_named;
   std::vector<BoxStore> stores;  // committed, not yet read from shared memory
@@ -421,7 +428,17 @@ void Machine::execute(Wgmma& op, const Cta& cta) {
   // The manual's fragment, written out here independently of fragment.h.
   for (int row = 0; row < 64; ++row) {
     float a[32];
-    read_operand(cta, op.m_side, row, raw);
+    if (op.m_registers[0] == nullptr) {
+      read_operand(cta, op.m_side, row, raw);
+    } else {
+      // The manual's fragment of A for one-byte types.
+      for (int b = 0; b < 32; ++b) {
+        const int thread = row / 16 * 32 + row % 8 * 4 + b % 16 / 4;
+        const int index = (row % 16 >= 8 ? 1 : 0) + (b >= 16 ? 2 : 0);
+        raw[b] = static_cast<uint8_t>(op.m_registers[static_cast<size_t>(thread)][index] >>
+                                      (8 * (b % 4)));
+      }
+    }
     widen(raw, a);
     for (int c = 0; c < op.n; ++c) {
       float sum = 0;
@@ -462,8 +479,8 @@ u32 rank_in_cluster() {
 }
 
 u32 smem_base() {
-  return 16;
-}  // deliberately unaligned: the kernel rounds up
+  return 1024;
+}
 u32 map_address(u32 address, u32 rank) {
   if (rank >= static_cast<u32>(machine->spec().cluster_size))
     machine->fail("mapa to no CTA of the cluster");
@@ -536,6 +553,11 @@ void barrier_arrive(u32 barrier) {
   --b.pending;
   machine->complete(b);
 }
+void barrier_complete_bytes(u32 barrier, u32 bytes) {
+  Barrier& b = machine->barrier_at(barrier);
+  b.bytes -= bytes;
+  machine->complete(b);
+}
 void barrier_wait(u32 barrier, u32 parity) {
   const Barrier& b = machine->barrier_at(barrier);
   machine->wait("mbarrier", [&] { return (b.phase & 1) != parity; });
@@ -575,6 +597,13 @@ void issue_wgmma(float* d, int n, u64 m_side, u64 n_side, bool accumulate) {
   op.d[static_cast<size_t>(self.thread % kWarpgroup)] = d;
   ++op.num_threads;
 }
+void issue_wgmma_registers(float* d, int n, const u32* m_side, u64 n_side, bool accumulate) {
+  const auto call = static_cast<size_t>(machine->self().num_wgmma);
+  issue_wgmma(d, n, 0, n_side, accumulate);
+  machine->warpgroup()
+      .ops[call]
+      .m_registers[static_cast<size_t>(machine->self().thread % kWarpgroup)] = m_side;
+}
 void commit_wgmma() {
   ++machine->self().num_groups;
 }
@@ -599,6 +628,19 @@ void wait_wgmma(int pending) {
   }
 }
 
+void load_matrices(u32* registers, u32 address) {
+  Warp& warp = machine->warp();
+  MatrixLoad& load = warp.loads[machine->self().num_matrix_loads++];
+  const auto lane = static_cast<size_t>(machine->lane());
+  if (address % 16 != 0) machine->fail("ldmatrix from a row not aligned to 16");
+  load.address[lane] = address;
+  ++load.num_lanes;
+  machine->wait("ldmatrix", [&] { return load.num_lanes == kWarp; });
+  for (size_t matrix = 0; matrix < 4; ++matrix) {
+    const u32 from = load.address[8 * matrix + lane / 4];
+    std::memcpy(registers + matrix, machine->bytes_at(from, 16) + 4 * (lane % 4), 4);
+  }
+}
 void store_matrices(u32 address, const u32* registers, int count, bool transposed) {
   Warp& warp = machine->warp();
   const int call = machine->self().num_matrix_stores++;

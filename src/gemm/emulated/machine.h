@@ -65,6 +65,7 @@ u64 shuffle(u64 value, int source_lane);
 void barrier_init(u32 barrier, u32 arrivals);
 void barrier_expect(u32 barrier, u32 bytes);
 void barrier_arrive(u32 barrier);
+void barrier_complete_bytes(u32 barrier, u32 bytes);
 void barrier_wait(u32 barrier, u32 parity);
 
 void load_box(const MapFields& map, u32 barrier, u32 smem, int x, int y, int z, u32 cta_mask);
@@ -72,9 +73,13 @@ void store_box(const MapFields& map, u32 smem, int x, int y, int z);  // and com
 void wait_stores(int pending);
 
 void issue_wgmma(float* d, int n, u64 m_side, u64 n_side, bool accumulate);
+// The same with the M side in four registers of each thread, which are read when the tensor core
+// gets to it.
+void issue_wgmma_registers(float* d, int n, const u32* m_side, u64 n_side, bool accumulate);
 void commit_wgmma();
 void wait_wgmma(int pending);
 
+void load_matrices(u32* registers, u32 address);
 void store_matrices(u32 address, const u32* registers, int count, bool transposed);
 void read_shared(u32 address, void* out, int bytes);  // of this CTA or, mapped, of another
 void write_shared(u32 address, const void* in, int bytes);

@@ -39,9 +39,9 @@
 namespace volley::gemm {
 
 // With two math warpgroups a CTA that has its SM to itself starts with 168 registers a thread; the
-// producer hands most of its own over. 2 * 128 * 224 + 128 * 56 = 64512 of 65536.
-inline constexpr int kMathRegisters = 224;
-inline constexpr int kProducerRegisters = 56;
+// producer hands most of its own over. 2 * 128 * 232 + 128 * 40 = 64512 of 65536.
+inline constexpr int kMathRegisters = 232;
+inline constexpr int kProducerRegisters = 40;
 
 // Through a shuffle, so that the compiler knows it to be uniform over the warp.
 __device__ __forceinline__ int warpgroup_index() {
@@ -120,13 +120,44 @@ struct GemmKernel {
       mbarrier_init(full(i), 1);
       mbarrier_init(empty(i), kMathWarps * C.multicast);
     }
-    mbarrier_init(barrier(kPartialReady), kMathWarps * (C.segments > 1 ? C.segments - 1 : 1));
-    mbarrier_init(barrier(kPartialFree), kMathWarps * (C.segments > 1 ? C.segments - 1 : 1));
+    mbarrier_init(barrier(kPartialReady), 1);
+    mbarrier_init(barrier(kPartialFree), max_of(kMathWarps * other_owners(), 1));
     fence_mbarrier_init();
   }
 
   // The producer: one thread
   // -----------------------------------------------------------------------
+
+  // A's and B's rows of one stage; a shared operand in equal parts by the CTAs of the cluster.
+  __device__ __forceinline__ void load_a(const TensorMap& map, int stage, int block,
+                                         const Tile& tile) const {
+    const int k = block * C.k_per_stage();
+    if constexpr (C.multicast > 1 && !C.shares_b()) {
+      const int first = static_cast<int>(rank) * C.a_box_rows();
+      tma_load_multicast(map, full(stage), stage_a(stage) + first * kStageRowBytes, k,
+                         tile.row + first, tile.slab, (1 << C.multicast) - 1);
+    } else {
+      tma_load(map, full(stage), stage_a(stage), k, tile.row, tile.slab);
+    }
+  }
+  __device__ __forceinline__ void load_b(const TensorMap& map, int stage, int block,
+                                         const Tile& tile) const {
+    const int k = block * C.k_per_stage();
+    if constexpr (C.shares_b()) {
+      if (tile.shared) {
+        const int first = static_cast<int>(rank) * C.b_box_rows();
+        tma_load_multicast(map, full(stage), stage_b(stage) + first * kStageRowBytes, k,
+                           tile.col + first, tile.group, (1 << C.multicast) - 1);
+      } else {
+        for (int first = 0; first < C.tile_n; first += C.b_box_rows()) {
+          tma_load(map, full(stage), stage_b(stage) + first * kStageRowBytes, k, tile.col + first,
+                   tile.group);
+        }
+      }
+    } else {
+      tma_load(map, full(stage), stage_b(stage), k, tile.col, tile.group);
+    }
+  }
 
   // Fills the ring with the first tile's weights, which need not wait for the kernel in front;
   // then waits for it. Returns how many stages.
@@ -139,8 +170,7 @@ struct GemmKernel {
       count = min_of(C.num_stages, end_block() - first);
       for (int stage = 0; stage < count; ++stage) {
         mbarrier_expect_bytes(full(stage), kStageBytes);
-        tma_load(b_map, full(stage), stage_b(stage), (first + stage) * C.k_per_stage(), tile.col,
-                 tile.group);
+        load_b(b_map, stage, first + stage, tile);
       }
     }
     wait_for_kernel_in_front();
@@ -149,29 +179,20 @@ struct GemmKernel {
 
   __device__ __forceinline__ void produce(const TensorMap& a_map, const TensorMap& b_map,
                                           const TensorMap& scale_map) const {
-    constexpr int kShare =
-        C.tile_m / C.multicast;  // rows of A that this CTA fetches for its cluster
     TileScheduler tiles = scheduler();
     Ring ring;
     int num_early = load_weights_early(b_map);
     for (Tile tile; tiles.next(C, params, tile);) {
       for (int block = first_block(); block < end_block(); ++block, ring.advance()) {
         const int stage = ring.stage;
-        const int k = block * C.k_per_stage();
         if (num_early > 0) {
           --num_early;
         } else {
           mbarrier_wait(empty(stage), ring.phase ^ 1);
           mbarrier_expect_bytes(full(stage), kStageBytes);
-          tma_load(b_map, full(stage), stage_b(stage), k, tile.col, tile.group);
+          load_b(b_map, stage, block, tile);
         }
-        if constexpr (C.multicast > 1) {
-          const int first = static_cast<int>(rank) * kShare;
-          tma_load_multicast(a_map, full(stage), stage_a(stage) + first * kStageRowBytes, k,
-                             tile.row + first, tile.slab, (1 << C.multicast) - 1);
-        } else {
-          tma_load(a_map, full(stage), stage_a(stage), k, tile.row, tile.slab);
-        }
+        load_a(a_map, stage, block, tile);
         if constexpr (kFp8) {
           tma_load(scale_map, full(stage), stage_scales(stage), tile.row, block, tile.slab);
         }
@@ -191,27 +212,28 @@ struct GemmKernel {
 
   // Scales of B along K, 32 blocks in the registers of a warp and 32 more on their way.
   struct BScales {
-    const float* row;
-    int end;
+    u32 row;  // into b_scale: an offset costs one register, a pointer two
     float now;
     float coming;
-
-    __device__ __forceinline__ float fetch(int block) const {
-      return block < end ? __ldg(row + block) : 0.0f;
-    }
   };
-
-  __device__ __forceinline__ const float* b_scale_row(const Tile& tile, int warpgroup) const {
-    const int groups_n = ceil_div(params.n, kQuantGroup);
-    const int col = tile.col + (C.swap_ab ? warpgroup * kMmaRows : 0);
-    const int group_n = min_of(col / kQuantGroup, groups_n - 1);  // tiles past n store nothing
-    return params.b_scale +
-           (static_cast<long long>(tile.group) * groups_n + group_n) * (params.k / kQuantGroup);
+  __device__ __forceinline__ float fetch(const BScales& b, int block) const {
+    return block < end_block() ? __ldg(params.b_scale + b.row + block) : 0.0f;
   }
 
-  // First row of this warpgroup's wave, on the M side of the tile.
+  __device__ __forceinline__ u32 b_scale_row(const Tile& tile, int warpgroup, int wave) const {
+    const int groups_n = ceil_div(params.n, kQuantGroup);
+    const int col = tile.col + (C.swap_ab ? warpgroup * kMmaRows : wave_col(wave));
+    const int group_n = min_of(col / kQuantGroup, groups_n - 1);  // tiles past n store nothing
+    return static_cast<u32>(tile.group * groups_n + group_n) *
+           static_cast<u32>(params.k / kQuantGroup);
+  }
+
+  // First row of this warpgroup's wave, on the M side of the tile, and its first column.
   __device__ __forceinline__ static int wave_row(int warpgroup, int wave) {
-    return (wave * kMathWarpgroups + warpgroup) * kMmaRows;
+    return ((C.n_waves() > 1 ? 0 : wave) * kMathWarpgroups + warpgroup) * kMmaRows;
+  }
+  __device__ __forceinline__ static int wave_col(int wave) {
+    return C.n_waves() > 1 ? wave * kN : 0;
   }
 
   __device__ __forceinline__ void release(int stage, const Thread& me) const {
@@ -228,8 +250,9 @@ struct GemmKernel {
     return matrix_descriptor((C.swap_ab ? stage_b(stage) : stage_a(stage)) +
                              wave_row(me.warpgroup, wave) * kStageRowBytes);
   }
-  __device__ __forceinline__ u64 n_side(int stage) const {
-    return matrix_descriptor(C.swap_ab ? stage_a(stage) : stage_b(stage));
+  __device__ __forceinline__ u64 n_side(int stage, int wave = 0) const {
+    return matrix_descriptor(C.swap_ab ? stage_a(stage)
+                                       : stage_b(stage) + wave_col(wave) * kStageRowBytes);
   }
 
   // The four wgmma of one block; `accumulate` false starts from zero.
@@ -257,6 +280,8 @@ struct GemmKernel {
     }
   }
 
+  static constexpr int kBScales = C.n_waves();
+
   // A block's products on their way, and what its promotion needs.
   struct Raw {
     float accum[kAccum];
@@ -265,29 +290,31 @@ struct GemmKernel {
     int stage;
   };
 
-  __device__ __forceinline__ static float next_b_scale(BScales& b, int first, int block,
-                                                       const Thread& me) {
+  __device__ __forceinline__ float next_b_scale(BScales& b, int first, int block,
+                                                const Thread& me) const {
     const int ahead = (block - first) % 32;
     if (ahead == 0) {
       b.now = b.coming;
-      b.coming = b.fetch(block + 32 + me.lane);
+      b.coming = fetch(b, block + 32 + me.lane);
     }
     return __shfl_sync(0xffffffffu, b.now, ahead);
   }
 
   // Multiplies blocks [begin, end) of one tile into sum, from zero.
-  __device__ __forceinline__ void multiply_fp8(float (&sum)[kWaves][kAccum], Ring& ring, BScales& b,
-                                               int first, int begin, int end,
-                                               const Thread& me) const {
+  __device__ __forceinline__ void multiply_fp8(float (&sum)[kWaves][kAccum], Ring& ring,
+                                               BScales (&b)[kBScales], int first, int begin,
+                                               int end, const Thread& me) const {
 #pragma unroll
     for (int w = 0; w < kWaves; ++w) {
 #pragma unroll
       for (int i = 0; i < kAccum; ++i) sum[w][i] = 0.0f;
     }
-    if constexpr (C.pipelined()) {
-      multiply_fp8_pipelined(sum[0], ring, b, first, begin, end, me);
+    if constexpr (C.n_waves() > 1) {
+      multiply_fp8_wide(sum, ring, b, first, begin, end, me);
+    } else if constexpr (C.pipelined()) {
+      multiply_fp8_pipelined(sum[0], ring, b[0], first, begin, end, me);
     } else {
-      multiply_fp8_simply(sum, ring, b, first, begin, end, me);
+      multiply_fp8_simply(sum, ring, b[0], first, begin, end, me);
     }
   }
 
@@ -363,6 +390,65 @@ struct GemmKernel {
     }
   }
 
+  // A's 64 rows of this warpgroup in one stage, as wgmma takes them from registers: for each 32
+  // bytes of K, four registers of four bytes (PTX ISA, wgmma register fragments, A of .e4m3), which
+  // are four 8x16-byte matrices to ldmatrix.
+  struct AFragment {
+    u32 k32[4][4];
+  };
+  __device__ __forceinline__ void load_a_fragment(AFragment& a, int stage, const Thread& me) const {
+    const int row = wave_row(me.warpgroup, 0) + 16 * me.warp + me.lane % 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      load_matrices_x4(a.k32[i], stage_a(stage) + swizzled(row, 2 * i + me.lane / 16));
+    }
+  }
+
+  // Two waves along N. From shared memory each would read A again, and shared memory is what tiles
+  // of this size are bound by: 128 bytes of K of a 256x128 tile move 96 KiB to the tensor cores and
+  // 48 KiB in, of 128 bytes a clock, while the products take 1024 clocks. With A in registers it is
+  // 80 and 48.
+  __device__ __forceinline__ void multiply_fp8_wide(float (&sum)[kWaves][kAccum], Ring& ring,
+                                                    BScales (&b)[kBScales], int first, int begin,
+                                                    int end, const Thread& me) const {
+    AFragment a;
+    float a_scales[2];
+    float accum[kAccum];
+    mbarrier_wait(full(ring.stage), ring.phase);
+    load_a_fragment(a, ring.stage, me);
+    read_a_scales(a_scales, ring.stage, 0, me);
+#pragma unroll 1
+    for (int block = begin; block < end; ++block) {
+      const int stage = ring.stage;
+      float now[2] = {a_scales[0], a_scales[1]};
+#pragma unroll
+      for (int w = 0; w < kWaves; ++w) {
+        const float b_scale = next_b_scale(b[w], first, block, me);
+        pin(accum);
+        wgmma_fence();
+        const u64 n_side_of_wave = n_side(stage, w);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          wgmma_a_in_registers(accum, a.k32[i], n_side_of_wave + 2 * i, i > 0);
+        }
+        wgmma_commit();
+        pin(accum);
+        wgmma_wait<0>();
+        pin(accum);
+        if (w == kWaves - 1) {
+          release(stage, me);
+          ring.advance();
+          if (block + 1 < end) {
+            mbarrier_wait(full(ring.stage), ring.phase);
+            load_a_fragment(a, ring.stage, me);
+            read_a_scales(a_scales, ring.stage, 0, me);
+          }
+        }
+        promote(sum[w], accum, now, b_scale);
+      }
+    }
+  }
+
   template <int kSize>
   __device__ __forceinline__ void read_a_scales(float (&scales)[kSize], int stage, int wave,
                                                 const Thread& me) const {
@@ -408,8 +494,8 @@ struct GemmKernel {
   }
 
   __device__ __forceinline__ void multiply_blocks(float (&sum)[kWaves][kAccum], Ring& ring,
-                                                  BScales& b, int first, int begin, int end,
-                                                  const Thread& me) const {
+                                                  BScales (&b)[kBScales], int first, int begin,
+                                                  int end, const Thread& me) const {
     if constexpr (kFp8) {
       multiply_fp8(sum, ring, b, first, begin, end, me);
     } else {
@@ -419,12 +505,14 @@ struct GemmKernel {
 
   __device__ __forceinline__ void multiply_tile(float (&sum)[kWaves][kAccum], Ring& ring,
                                                 const Tile& tile, const Thread& me) const {
-    BScales b;
+    BScales b[kBScales];
     const int first = first_block();
     if constexpr (kFp8) {
-      b.row = b_scale_row(tile, me.warpgroup);
-      b.end = end_block();
-      b.coming = b.fetch(first + me.lane);
+#pragma unroll
+      for (int w = 0; w < kBScales; ++w) {
+        b[w].row = b_scale_row(tile, me.warpgroup, w);
+        b[w].coming = fetch(b[w], first + me.lane);
+      }
     }
     if constexpr (C.serial_segments() == 1) {
       multiply_blocks(sum, ring, b, first, first, end_block(), me);
@@ -462,7 +550,7 @@ struct GemmKernel {
   __device__ __forceinline__ void store_bf16(const float (&sum)[kWaves][kAccum],
                                              const TensorMap& d_map, const Tile& tile,
                                              const Thread& me, int& num_stored) const {
-    constexpr int kChunks = C.tile_n / kStoreCols;
+    constexpr int kChunks = kN / kStoreCols;
 #pragma unroll
     for (int w = 0; w < kWaves; ++w) {
 #pragma unroll
@@ -481,8 +569,8 @@ struct GemmKernel {
         fence_to_async();
         warpgroup_barrier(1 + me.warpgroup);
         if (me.index == 0) {
-          tma_store(d_map, chunk, tile.col + c * kStoreCols, tile.row + wave_row(me.warpgroup, w),
-                    tile.slab);
+          tma_store(d_map, chunk, tile.col + wave_col(w) + c * kStoreCols,
+                    tile.row + wave_row(me.warpgroup, w), tile.slab);
         }
       }
     }
@@ -547,7 +635,7 @@ struct GemmKernel {
 #pragma unroll
       for (int i = 0; i < kAccum; i += 2) {
         const int on_m = wave_row(me.warpgroup, w) + fragment_row(me.index, i);
-        const int on_n = fragment_col(me.index, i);
+        const int on_n = wave_col(w) + fragment_col(me.index, i);
         if (!owns(i / 4, rank)) continue;
         if constexpr (C.swap_ab) {
           const int col = tile.col + on_m;
@@ -567,23 +655,32 @@ struct GemmKernel {
     }
   }
 
-  // Adds the cluster's segments in order; afterwards the octets that this rank owns are whole.
-  // Every thread meets the threads of its own index in the other CTAs.
+  // Adds the cluster's segments in order; afterwards the octets that this rank owns are whole. Each
+  // rank's partial sums of another's octets go straight into that one's shared memory, and count
+  // themselves on its barrier (st.async): an arrival that releases plain stores to the cluster is a
+  // MEMBAR.ALL.GPU. Every thread meets the threads of its own index in the other CTAs.
   __device__ __forceinline__ void add_segments(float (&sum)[kAccum], const Thread& me,
                                                u32& phase) const {
     const u32 mine = smem + kSmem.partial + me.warpgroup * kSmem.partial_bytes + me.index * 16;
-    constexpr int kOctetBytes = kWarpgroup * 16;
-    mbarrier_wait_cluster(barrier(kPartialFree), phase ^ 1);  // the last tile's have been read
+    // Only owners signal and are signalled: what holds a rank's warps within one tile of each other
+    // is that an owner needs what they send.
+    const bool is_owner = static_cast<int>(rank) < kOwners;
+    const int owned = (kOctets + C.segments - 1 - static_cast<int>(rank)) / C.segments;
+    if (is_owner && threadIdx.x == 0) {
+      mbarrier_expect_bytes(barrier(kPartialReady),
+                            owned * (C.segments - 1) * kPartialBytes * kMathWarpgroups);
+    }
+    // What the others own of the last tile has been read.
+    if (other_owners() > 0) mbarrier_wait_cluster(barrier(kPartialFree), phase ^ 1);
 #pragma unroll
     for (int j = 0; j < kOctets; ++j) {
-      if (!owns(j, rank)) {
-        store_shared_4(mine + j * kOctetBytes, sum[4 * j], sum[4 * j + 1], sum[4 * j + 2],
-                       sum[4 * j + 3]);
+      const int owner = split_owner(j, C.segments);
+      if (owner != static_cast<int>(rank)) {
+        store_async_4(map_to_rank(mine + partial_slot(j, rank), owner), sum[4 * j], sum[4 * j + 1],
+                      sum[4 * j + 2], sum[4 * j + 3], map_to_rank(barrier(kPartialReady), owner));
       }
     }
-    __syncwarp();
-    signal_others<true>(kPartialReady, me);
-    mbarrier_wait_cluster(barrier(kPartialReady), phase);
+    if (is_owner) mbarrier_wait_cluster(barrier(kPartialReady), phase);
 #pragma unroll
     for (int j = 0; j < kOctets; ++j) {
       if (!owns(j, rank)) continue;
@@ -591,8 +688,7 @@ struct GemmKernel {
 #pragma unroll
       for (int s = 0; s < C.segments; ++s) {
         float4 part = make_float4(sum[4 * j], sum[4 * j + 1], sum[4 * j + 2], sum[4 * j + 3]);
-        if (s != static_cast<int>(rank))
-          part = load_cluster_4(map_to_rank(mine + j * kOctetBytes, s));
+        if (s != static_cast<int>(rank)) part = load_shared_4(mine + partial_slot(j, s));
         whole = s == 0 ? part
                        : make_float4(__fadd_rn(whole.x, part.x), __fadd_rn(whole.y, part.y),
                                      __fadd_rn(whole.z, part.z), __fadd_rn(whole.w, part.w));
@@ -603,22 +699,24 @@ struct GemmKernel {
       sum[4 * j + 3] = whole.w;
     }
     __syncwarp();
-    signal_others<false>(kPartialFree, me);
+    // One arrival of this warp at every other CTA: what it sent has been read.
+    if (is_owner && me.lane < C.segments && me.lane != static_cast<int>(rank)) {
+      mbarrier_arrive_remote(map_to_rank(barrier(kPartialFree), me.lane));
+    }
     phase ^= 1;
   }
 
-  // One arrival of this warp on barrier `index` of every other CTA; kReleases: after this warp's
-  // writes.
-  template <bool kReleases>
-  __device__ __forceinline__ void signal_others(int index, const Thread& me) const {
-    if (me.lane < C.segments && me.lane != static_cast<int>(rank)) {
-      const u32 remote = map_to_rank(barrier(index), me.lane);
-      if constexpr (kReleases) {
-        mbarrier_arrive_cluster(remote);
-      } else {
-        mbarrier_arrive_remote(remote);
-      }
-    }
+  // Ranks that own octets of columns.
+  static constexpr int kOwners = kOctets < C.segments ? kOctets : C.segments;
+  __device__ __forceinline__ int other_owners() const {
+    return kOwners - (static_cast<int>(rank) < kOwners ? 1 : 0);
+  }
+
+  // One octet's partial sums of one warpgroup, and where its owner keeps those of segment
+  // `segment`.
+  static constexpr int kPartialBytes = kWarpgroup * 16;
+  __device__ __forceinline__ static int partial_slot(int octet, u32 segment) {
+    return (octet / C.segments * C.segments + static_cast<int>(segment)) * kPartialBytes;
   }
 
   __device__ __forceinline__ void consume(const TensorMap& d_map) const {
@@ -634,6 +732,7 @@ struct GemmKernel {
       float sum[kWaves][kAccum];
       multiply_tile(sum, ring, tile, me);
       if constexpr (C.split_k) add_segments(sum[0], me, partial_phase);
+      if (C.shares_b() && !tile.live) continue;
       if constexpr (C.out == OutKind::kF32) {
         store_f32(sum, tile, me);
       } else if constexpr (C.swap_ab) {
@@ -656,8 +755,8 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
                                          const TensorMap& scale_map, const TensorMap& d_map,
                                          const GemmParams& params) {
   static_assert(C.valid());
-  extern __shared__ unsigned char dynamic_smem[];
-  const u32 smem = (smem_address(dynamic_smem) + 1023) & ~1023u;
+  extern __shared__ __align__(1024) unsigned char dynamic_smem[];
+  const u32 smem = smem_address(dynamic_smem);
   const GemmKernel<C> gemm = {smem, C.cluster() > 1 ? cluster_rank() : 0, params};
   const int warpgroup = warpgroup_index();
   launch_dependents();

@@ -74,12 +74,6 @@ __device__ __forceinline__ void mbarrier_arrive_remote(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// `barrier` from map_to_rank; releases this thread's writes to the cluster.
-__device__ __forceinline__ void mbarrier_arrive_cluster(u32 barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
-}
-
 __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
   asm volatile(
       "{\n"
@@ -94,7 +88,7 @@ __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
       : "memory");
 }
 
-// The same, for writes that other CTAs of the cluster released.
+// The same, for what other CTAs of the cluster wrote.
 __device__ __forceinline__ void mbarrier_wait_cluster(u32 barrier, u32 parity) {
   asm volatile(
       "{\n"
@@ -219,6 +213,15 @@ __device__ __forceinline__ void store_matrices_transposed_x2(u32 address, u32 a,
                : "memory");
 }
 
+// Four 8x8 matrices of 16 bits; lane l names the address of row l%8 of matrix l/8 and receives, of
+// each, row l/4, bytes 4*(l%4)..4*(l%4)+3.
+__device__ __forceinline__ void load_matrices_x4(u32 (&values)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+               : "r"(address)
+               : "memory");
+}
+
 __device__ __forceinline__ float load_shared(u32 address) {
   float value;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
@@ -240,19 +243,23 @@ __device__ __forceinline__ uint4 load_shared_16(u32 address) {
                : "memory");
   return value;
 }
-__device__ __forceinline__ void store_shared_4(u32 address, float a, float b, float c, float d) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
-               "f"(d)
-               : "memory");
-}
-// `address` from map_to_rank.
-__device__ __forceinline__ float4 load_cluster_4(u32 address) {
+__device__ __forceinline__ float4 load_shared_4(u32 address) {
   float4 value;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
                : "r"(address)
                : "memory");
   return value;
+}
+// To another CTA of the cluster, counted in bytes on a barrier of that CTA; addresses from
+// map_to_rank.
+__device__ __forceinline__ void store_async_4(u32 address, float a, float b, float c, float d,
+                                              u32 barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address),
+      "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+      : "memory");
 }
 
 }  // namespace volley::gemm

@@ -14,6 +14,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __shared__
+#define __align__(bytes)
 #define threadIdx (::volley::gemm::emulated::thread_index())
 #define blockIdx (::volley::gemm::emulated::block_index())
 #define gridDim (::volley::gemm::emulated::grid_dim())
@@ -105,9 +106,6 @@ inline void mbarrier_arrive(u32 barrier) {
 inline void mbarrier_arrive_remote(u32 barrier) {
   emulated::barrier_arrive(barrier);
 }
-inline void mbarrier_arrive_cluster(u32 barrier) {
-  emulated::barrier_arrive(barrier);
-}
 inline void mbarrier_wait(u32 barrier, u32 parity) {
   emulated::barrier_wait(barrier, parity);
 }
@@ -171,6 +169,9 @@ T read_as(u32 address) {
   emulated::read_shared(address, &value, sizeof(T));
   return value;
 }
+inline void load_matrices_x4(u32 (&values)[4], u32 address) {
+  emulated::load_matrices(values, address);
+}
 inline float load_shared(u32 address) {
   return read_as<float>(address);
 }
@@ -180,12 +181,13 @@ inline float2 load_shared_2(u32 address) {
 inline uint4 load_shared_16(u32 address) {
   return read_as<uint4>(address);
 }
-inline float4 load_cluster_4(u32 address) {
+inline float4 load_shared_4(u32 address) {
   return read_as<float4>(address);
 }
-inline void store_shared_4(u32 address, float a, float b, float c, float d) {
+inline void store_async_4(u32 address, float a, float b, float c, float d, u32 barrier) {
   const float4 value = {a, b, c, d};
   emulated::write_shared(address, &value, sizeof(value));
+  emulated::barrier_complete_bytes(barrier, sizeof(value));
 }
 
 }  // namespace volley::gemm
