@@ -50,7 +50,7 @@ endif()
 function(volley_library NAME)
   cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
   add_library(${NAME} STATIC ${ARG_SRCS})
-  target_include_directories(${NAME} PUBLIC "${PROJECT_SOURCE_DIR}/src")
+  target_include_directories(${NAME} PUBLIC "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>")
   target_link_libraries(${NAME} PUBLIC ${ARG_DEPS})
 endfunction()
 
