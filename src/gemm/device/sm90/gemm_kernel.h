@@ -659,8 +659,8 @@ struct GemmKernel {
   // rank's partial sums of another's octets go straight into that one's shared memory, and count
   // themselves on its barrier (st.async): an arrival that releases plain stores to the cluster is a
   // MEMBAR.ALL.GPU. Every thread meets the threads of its own index in the other CTAs.
-  __device__ __forceinline__ void add_segments(float (&sum)[kAccum], const Thread& me,
-                                               u32& phase) const {
+  __device__ __forceinline__ void add_segments(float (&sum)[kAccum], const Thread& me, u32& phase,
+                                               bool is_last) const {
     const u32 mine = smem + kSmem.partial + me.warpgroup * kSmem.partial_bytes + me.index * 16;
     // Only owners signal and are signalled: what holds a rank's warps within one tile of each other
     // is that an owner needs what they send.
@@ -699,8 +699,9 @@ struct GemmKernel {
       sum[4 * j + 3] = whole.w;
     }
     __syncwarp();
-    // One arrival of this warp at every other CTA: what it sent has been read.
-    if (is_owner && me.lane < C.segments && me.lane != static_cast<int>(rank)) {
+    // One arrival of this warp at every other CTA: what it sent has been read. None after the last
+    // tile: it might come to a CTA that has ended.
+    if (is_owner && !is_last && me.lane < C.segments && me.lane != static_cast<int>(rank)) {
       mbarrier_arrive_remote(map_to_rank(barrier(kPartialFree), me.lane));
     }
     phase ^= 1;
@@ -731,7 +732,11 @@ struct GemmKernel {
     for (Tile tile; tiles.next(C, params, tile);) {
       float sum[kWaves][kAccum];
       multiply_tile(sum, ring, tile, me);
-      if constexpr (C.split_k) add_segments(sum[0], me, partial_phase);
+      if constexpr (C.split_k) {
+        TileScheduler rest = tiles;
+        Tile next;
+        add_segments(sum[0], me, partial_phase, !rest.next(C, params, next));
+      }
       if (C.shares_b() && !tile.live) continue;
       if constexpr (C.out == OutKind::kF32) {
         store_f32(sum, tile, me);
@@ -762,7 +767,7 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
   launch_dependents();
   if (threadIdx.x == 0) gemm.init_barriers();
   if (C.cluster() > 1) {
-    cluster_sync();
+    cluster_meet();
   } else {
     __syncthreads();
   }
@@ -781,9 +786,13 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
     if constexpr (C.moves_registers()) claim_registers<kMathRegisters>();
     gemm.consume(d_map);
   }
-  // Others of the cluster may still write into this CTA's stages, arrive on its barriers or read
-  // its partial sums.
-  if (C.cluster() > 1) cluster_sync();
+  // Others of the cluster may still write into this CTA's stages or arrive on its barriers: it
+  // stays until they are done. A cluster along K has received all that was sent to it by now.
+  if constexpr (C.split_k) {
+    cluster_meet();
+  } else if constexpr (C.cluster() > 1) {
+    cluster_sync();
+  }
 }
 
 }  // namespace volley::gemm

@@ -24,11 +24,16 @@ __device__ __forceinline__ u32 map_to_rank(u32 address, u32 rank) {
   return mapped;
 }
 
-// All threads of all CTAs of the cluster. Orders no memory accesses: .release would be a
-// MEMBAR.ALL.GPU, which at a kernel's end waits for its stores. Barriers that were initialised are
-// visible after fence_mbarrier_init(); at the end what matters is that everybody got there.
-__device__ __forceinline__ void cluster_sync() {
+// All threads of all CTAs of the cluster. The first orders no memory accesses: it follows
+// fence_mbarrier_init(), or ends a kernel none of whose accesses to other CTAs is still under way.
+// The second waits for those, arrivals included, and for this thread's stores to global memory
+// (MEMBAR.ALL.GPU).
+__device__ __forceinline__ void cluster_meet() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 }
 

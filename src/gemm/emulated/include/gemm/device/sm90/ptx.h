@@ -83,6 +83,9 @@ inline u32 cluster_rank() {
 inline u32 map_to_rank(u32 address, u32 rank) {
   return emulated::map_address(address, rank);
 }
+inline void cluster_meet() {
+  emulated::sync_cluster();
+}
 inline void cluster_sync() {
   emulated::sync_cluster();
 }
