@@ -20,6 +20,8 @@ struct Backend {
   Isa isa = Isa::kAuto;
   int num_threads = 1;
   WeightFormat weight_format = WeightFormat::kAuto;
+  std::string pack_cache;  // a folder, or empty: every start packs
+  int64_t pack_cache_bytes = 0;
 };
 Result<Backend> choose_backend(const ModelOptions& options);
 

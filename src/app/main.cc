@@ -34,6 +34,7 @@ Result<int> run(Options options) {
     const Hub hub(hub_config(environment_variable, options.model.hub_cache));
     VOLLEY_TRY_STATUS(find_model_folders(hub, download_line(options.output.quiet, nullptr),
                                          options.model, options.folders));
+    options.model.pack_cache = pack_cache_folder(environment_variable, options.model.pack_cache);
   }
   switch (options.verb) {
     case Verb::kHelp:

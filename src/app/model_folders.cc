@@ -55,6 +55,22 @@ HubConfig hub_config(const Environment& environment, const std::string& hub_cach
   return config;
 }
 
+std::string pack_cache_folder(const Environment& environment, const std::string& pack_cache) {
+  if (pack_cache == "off") return "";
+  if (!pack_cache.empty()) return pack_cache;
+  const auto below = [&](const char* name, const char* path) -> std::string {
+    const std::string folder = value_of(environment, name);
+    // The XDG base directory specification: paths that are not absolute are ignored.
+    return folder.starts_with('/') ? folder + path : "";
+  };
+  for (const auto& [name, path] :
+       {std::pair{"VOLLEY_CACHE", "/packed"}, std::pair{"XDG_CACHE_HOME", "/volley/packed"},
+        std::pair{"HOME", "/.cache/volley/packed"}}) {
+    if (std::string folder = below(name, path); !folder.empty()) return folder;
+  }
+  return "";
+}
+
 Status find_model_folders(const Hub& hub, const HubReport& report, ModelOptions& model,
                           std::vector<std::string>& others) {
   const auto find = [&](std::string& name, const std::string& revision,

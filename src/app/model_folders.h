@@ -16,6 +16,11 @@ using Environment = std::function<const char*(const char*)>;
 // cache's folder unless `hub_cache` names one.
 HubConfig hub_config(const Environment& environment, const std::string& hub_cache);
 
+// Where packed weights are kept: `pack_cache` if it names a folder; else VOLLEY_CACHE/packed,
+// XDG_CACHE_HOME/volley/packed or HOME/.cache/volley/packed. Empty where it is "off" or none is
+// set.
+std::string pack_cache_folder(const Environment& environment, const std::string& pack_cache);
+
 // Puts folders in the place of hub ids, of target and drafter, and of `others`.
 Status find_model_folders(const Hub& hub, const HubReport& report, ModelOptions& model,
                           std::vector<std::string>& others);

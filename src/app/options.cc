@@ -78,6 +78,16 @@ void add_machine_flags(CLI::App& app, Options& o) {
          "fp8, bf16 otherwise [auto]")
       ->type_name("NAME")
       ->group("Machine");
+  app.add_option(
+         "--pack-cache", o.model.pack_cache,
+         "where quantised weights are kept for the next start, or off [VOLLEY_CACHE/packed, "
+         "XDG_CACHE_HOME/volley/packed or ~/.cache/volley/packed]")
+      ->type_name("DIR|off")
+      ->group("Machine");
+  app.add_option("--pack-cache-gib", o.model.pack_cache_gib,
+                 "how large that may grow; what was not used for longest goes first [32]")
+      ->type_name("N")
+      ->group("Machine");
   app.add_option("--prefill-chunk", o.model.prefill_chunk, "prompt tokens a pass [256]")
       ->type_name("N")
       ->group("Machine");
@@ -453,6 +463,7 @@ Status check_numbers(const Options& o) {
   VOLLEY_TRY_STATUS(check_int("--sample", o.same_answer.sample, 1, kMaxTokens));
   VOLLEY_TRY_STATUS(check_choice("--isa", o.model.isa, {"auto", "avx2", "avx512", "amx"}));
   VOLLEY_TRY_STATUS(check_choice("--backend", o.model.backend, {"cpu", "ref"}));
+  VOLLEY_TRY_STATUS(check_int("--pack-cache-gib", o.model.pack_cache_gib, 1, 1 << 20));
   for (const std::string& format : o.bench.formats) {
     VOLLEY_TRY_STATUS(
         check_choice("--weight-format", format, {"auto", "bf16", "fp8", "int8", "int4"}));

@@ -51,6 +51,10 @@ struct ModelOptions {
   std::string isa = "auto";
   std::string backend = "cpu";
   std::string weight_format = "auto";
+  // Where packed weights are kept: a folder, "off", or empty for the default of
+  // pack_cache_folder().
+  std::string pack_cache;
+  int pack_cache_gib = 32;
   int max_model_len = 0;    // 0: the checkpoint's, at most 8192
   int prefill_chunk = 256;  // prompt tokens a pass
   int max_num_seqs = 1;     // sequences computed at the same time

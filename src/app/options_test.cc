@@ -121,6 +121,7 @@ TEST(Options, AbsurdFlagsAreRefusedInOneLine) {
   error_of({"bench", "--shape", "qwen3-0.6b", "--passes", "step,wrong"});
   error_of({"bench", "--shape", "qwen3-0.6b", "--contexts", "128,0"});
   error_of({"bench", "--shape", "qwen3-0.6b", "--prefills", "63"});
+  error_of({"generate", "-m", "T", "--pack-cache-gib", "0"});
   error_of({"generate", "-m", "T", "--isa", "sse9"});
   error_of({"generate", "-m", "T", "--backend", "cuda9"});
   error_of({"generate", "-m", "T", "--color", "loud"});

@@ -304,6 +304,7 @@ Result<int> run_serve(const std::vector<std::string>& arguments, const Environme
   }
   set_log_level(options.log_level);
   const Hub hub(hub_config(environment, options.model.hub_cache));
+  options.model.pack_cache = pack_cache_folder(environment, options.model.pack_cache);
   return serve(std::move(options), hub);
 }
 

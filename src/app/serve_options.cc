@@ -268,6 +268,17 @@ std::vector<Setting> engine_settings() {
        "how the CPU holds weights: bf16, fp8, int8, int4, or auto: as stored where that is fp8, "
        "bf16 otherwise [auto]",
        text(&ModelOptions::weight_format)},
+      {group,
+       {"--pack-cache"},
+       "DIR|off",
+       "where quantised weights are kept for the next start, or off [VOLLEY_CACHE/packed, "
+       "XDG_CACHE_HOME/volley/packed or ~/.cache/volley/packed]",
+       text(&ModelOptions::pack_cache)},
+      {group,
+       {"--pack-cache-gib"},
+       "N",
+       "how large that may grow; what was not used for longest goes first [32]",
+       number(&ServeOptions::model, &ModelOptions::pack_cache_gib, 1, 1 << 20)},
   };
 }
 

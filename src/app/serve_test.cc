@@ -114,6 +114,25 @@ TEST_F(ServeOptionsTest, HelpNamesEverySetting) {
   }
 }
 
+TEST(PackCacheFolder, TheFlagThenTheEnvironment) {
+  std::map<std::string, std::string> variables;
+  const Environment environment = [&](const char* name) -> const char* {
+    const auto found = variables.find(name);
+    return found == variables.end() ? nullptr : found->second.c_str();
+  };
+  EXPECT_EQ(pack_cache_folder(environment, ""), "");
+  variables["HOME"] = "/home/a";
+  EXPECT_EQ(pack_cache_folder(environment, ""), "/home/a/.cache/volley/packed");
+  variables["XDG_CACHE_HOME"] = "not/absolute";
+  EXPECT_EQ(pack_cache_folder(environment, ""), "/home/a/.cache/volley/packed");
+  variables["XDG_CACHE_HOME"] = "/x";
+  EXPECT_EQ(pack_cache_folder(environment, ""), "/x/volley/packed");
+  variables["VOLLEY_CACHE"] = "/v";
+  EXPECT_EQ(pack_cache_folder(environment, ""), "/v/packed");
+  EXPECT_EQ(pack_cache_folder(environment, "here"), "here");
+  EXPECT_EQ(pack_cache_folder(environment, "off"), "");
+}
+
 TEST_F(ServeOptionsTest, TheHubIsToldByTheEnvironment) {
   const auto config = [this](const std::string& cache = "") {
     return hub_config(

@@ -68,22 +68,30 @@ Result<std::string> read_file(const std::filesystem::path& path, size_t max_byte
 }
 
 Status write_file_atomic(const std::filesystem::path& path, std::string_view bytes) {
+  return write_file_atomic(path, std::span(&bytes, 1));
+}
+
+Status write_file_atomic(const std::filesystem::path& path,
+                         std::span<const std::string_view> parts) {
   std::string temporary = path.string() + ".XXXXXX";
   const Descriptor fd(::mkstemp(temporary.data()));
   if (*fd < 0) {
     return make_error(ErrorKind::kIo, "{}: cannot create a file there: {}", path.string(),
                       std::strerror(errno));
   }
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t n = ::write(*fd, bytes.data() + done, bytes.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      const int code = errno;
-      ::unlink(temporary.c_str());
-      return make_error(ErrorKind::kIo, "{}: cannot write: {}", path.string(), std::strerror(code));
+  for (const std::string_view bytes : parts) {
+    size_t done = 0;
+    while (done < bytes.size()) {
+      const ssize_t n = ::write(*fd, bytes.data() + done, bytes.size() - done);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) {
+        const int code = errno;
+        ::unlink(temporary.c_str());
+        return make_error(ErrorKind::kIo, "{}: cannot write: {}", path.string(),
+                          std::strerror(code));
+      }
+      done += static_cast<size_t>(n);
     }
-    done += static_cast<size_t>(n);
   }
   ::fchmod(*fd, 0644);
   if (::rename(temporary.c_str(), path.c_str()) != 0) {

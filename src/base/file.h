@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
 
@@ -15,6 +16,9 @@ Result<std::string> read_file(const std::filesystem::path& path,
 
 // Writes `bytes` to a temporary file beside `path`, then renames it: readers see all or nothing.
 Status write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
+// The parts one after the other.
+Status write_file_atomic(const std::filesystem::path& path,
+                         std::span<const std::string_view> parts);
 
 // A regular file mapped read-only for the lifetime of the object. Move-only.
 class MappedFile {

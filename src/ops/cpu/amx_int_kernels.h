@@ -89,7 +89,7 @@ struct Fetcher {
 
   void lines(int64_t count) {
     for (int64_t i = 0; i < count; ++i, at += 64)
-      asm volatile("prefetcht1 %a0" : : "p"(at) : "memory");
+      asm volatile("prefetcht1 %0" : : "m"(*at) : "memory");
   }
 };
 constexpr int64_t kIntFetchBytes = 16384;  // ahead of their use

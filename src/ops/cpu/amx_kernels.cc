@@ -118,7 +118,7 @@ inline void prefetch_lines(const char* weights, int64_t num_lines) {
 }
 // One line, at this place of the code: the compiler gathers _mm_prefetch into bursts.
 inline void prefetch_here(const char* line) {
-  asm volatile("prefetcht1 %a0" : : "p"(line) : "memory");
+  asm volatile("prefetcht1 %0" : : "m"(*line) : "memory");
 }
 inline void prefetch_step(const uint16_t* weights) {
   prefetch_lines(reinterpret_cast<const char*>(weights) + kPrefetchBytes, 32);

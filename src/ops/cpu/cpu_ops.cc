@@ -12,6 +12,7 @@
 #include "ops/cpu/cpu_features.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/memory.h"
+#include "ops/cpu/pack_cache.h"
 #include "ops/cpu/packing.h"
 #include "ops/op_checks.h"
 #include "ops/pack_checks.h"
@@ -22,6 +23,7 @@ namespace {
 
 using cpu::ArgmaxState;
 using cpu::AttentionTask;
+using cpu::Bf16Layout;
 using cpu::Buffer;
 using cpu::Epilogue;
 using cpu::kMaxRowsPerPass;
@@ -36,6 +38,8 @@ constexpr int64_t kSerialRopeElements = 4 * 1024;  // of queries, keys and value
 constexpr int64_t kRopeRows = 64;                  // of each thread, from which on rows are split
 constexpr int64_t kSerialKeyElements = 16 * 1024;  // key and value elements of an attention call
 constexpr size_t kReservedBlocks = 16 * 1024;
+
+constexpr std::string_view kGateUp = "gate and up";
 
 class CpuMatrix final : public PackedMatrix {
  public:
@@ -78,6 +82,8 @@ class CpuOps final : public Ops {
       : name_(name),
         kernels_(kernels),
         weight_format_(config.weight_format),
+        pack_cache_(config.pack_cache),
+        on_packed_(config.on_packed),
         pool_(config.num_threads) {
     scratch_ = std::make_unique<cpu::ThreadScratch[]>(static_cast<size_t>(config.num_threads));
     blocks_.reserve(kReservedBlocks);
@@ -97,15 +103,16 @@ class CpuOps final : public Ops {
     VOLLEY_TRY_STATUS(check_parts(parts));
     int64_t n = 0;
     for (const HostMatrix& part : parts) n += part.rows();
-    return pack(cpu::stacked_columns(parts), cpu::panel_format(weight_format_, parts), n,
-                parts[0].cols(), false);
+    return pack(parts, "stack", cpu::stacked_columns(parts),
+                cpu::panel_format(weight_format_, parts), n);
   }
 
   Result<std::unique_ptr<PackedMatrix>> pack_gate_up(const HostMatrix& gate,
                                                      const HostMatrix& up) override {
     VOLLEY_TRY_STATUS(check_gate_up(gate, up));
-    const WeightFormat format = cpu::panel_format(weight_format_, std::array{gate, up});
-    return pack(cpu::gate_up_columns(gate, up), format, gate.rows(), gate.cols(), true);
+    const std::array parts = {gate, up};
+    return pack(parts, kGateUp, cpu::gate_up_columns(gate, up),
+                cpu::panel_format(weight_format_, parts), gate.rows());
   }
 
   Result<Tensor> pack_vector(std::span<const HostTensor> parts) override {
@@ -331,17 +338,42 @@ class CpuOps final : public Ops {
     });
   }
 
-  Result<std::unique_ptr<PackedMatrix>> pack(const std::vector<cpu::PanelColumn>& columns,
-                                             WeightFormat format, int64_t n, int64_t k,
-                                             bool is_gate_up) {
-    VOLLEY_TRY(PackedPanels panels,
-               cpu::pack_panels(columns, k, format, kernels_.weight_layout, pool_));
+  Result<std::unique_ptr<PackedMatrix>> pack(std::span<const HostMatrix> parts,
+                                             std::string_view kind,
+                                             const std::vector<cpu::PanelColumn>& columns,
+                                             WeightFormat format, int64_t n) {
+    const int64_t k = parts[0].cols();
+    VOLLEY_TRY(PackedPanels panels, find_or_pack(parts, kind, columns, format));
     const int64_t groups = kMaxRowsPerPass / kernels_.rows_per_group;
     const int64_t scratch_bytes = groups * kernels_.packed_group_bytes(format, k);
     if (scratch_bytes > packed_rows_.size()) {
       VOLLEY_TRY(packed_rows_, Buffer::create(scratch_bytes));
     }
-    return std::make_unique<CpuMatrix>(n, k, is_gate_up, std::move(panels));
+    if (on_packed_) {
+      int64_t bytes = 0;
+      for (const HostMatrix& part : parts) bytes += part.weight.num_bytes();
+      on_packed_(bytes);
+    }
+    return std::make_unique<CpuMatrix>(n, k, kind == kGateUp, std::move(panels));
+  }
+
+  Result<PackedPanels> find_or_pack(std::span<const HostMatrix> parts, std::string_view kind,
+                                    const std::vector<cpu::PanelColumn>& columns,
+                                    WeightFormat format) {
+    const int64_t k = parts[0].cols();
+    const Bf16Layout layout = kernels_.weight_layout;
+    PackedPanels wanted;
+    wanted.format = format;
+    wanted.num_panels = static_cast<int64_t>(columns.size()) / cpu::kPanelCols;
+    wanted.panel_bytes = cpu::panel_bytes(format, layout, k);
+    if (pack_cache_ == nullptr || !cpu::needs_quantiser(format, parts) ||
+        !pack_cache_->takes(wanted.num_bytes()))
+      return cpu::pack_panels(columns, k, format, layout, pool_);
+    const cpu::PackKey key = cpu::pack_key(parts, kind, format, layout, pool_);
+    if (auto found = pack_cache_->find(key, wanted, layout, pool_)) return std::move(*found);
+    VOLLEY_TRY(PackedPanels panels, cpu::pack_panels(columns, k, format, layout, pool_));
+    pack_cache_->store(key, panels, layout, pool_);
+    return panels;
   }
 
   void multiply(const TensorView& a, const PackedMatrix& w, Epilogue epilogue,
@@ -426,6 +458,8 @@ class CpuOps final : public Ops {
   std::string_view name_;
   const cpu::KernelTable& kernels_;
   const WeightFormat weight_format_;
+  cpu::PackCache* const pack_cache_;
+  const std::function<void(int64_t)> on_packed_;
   ThreadPool pool_;
   Buffer packed_rows_;  // activations of one pass, in the unit's layout; sized by the widest k
   std::unique_ptr<cpu::ThreadScratch[]> scratch_;  // one for each thread

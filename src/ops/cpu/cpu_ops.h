@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -24,6 +25,7 @@ bool isa_available(Isa isa);
 
 namespace cpu {
 struct KernelTable;
+class PackCache;
 // The kernels of a unit that can run here.
 Result<const KernelTable*> kernels_of(Isa isa);
 }  // namespace cpu
@@ -32,13 +34,18 @@ struct CpuOpsConfig {
   int num_threads = 1;  // the calling thread included
   Isa isa = Isa::kAuto;
   WeightFormat weight_format = WeightFormat::kBf16;
+  // Packed matrices come from here where it has them, and go there where not. Outlives the last
+  // pack. Null: every matrix is packed.
+  cpu::PackCache* pack_cache = nullptr;
+  // After each matrix: the bytes of the checkpoint that it was made of.
+  std::function<void(int64_t source_bytes)> on_packed = {};
 };
 
 // Ops on CPU cores. Matrices are packed in `weight_format` (tensor/weight_format.h); with AMX,
-// weights of fp8 and int8 are rounded to bf16 where a matmul reads them, int4 is exact. With AMX,
-// activations are rounded to bf16 where a matmul reads them, and so are keys and values; sums are
-// f32 throughout. The AVX units keep activations, keys and values in f32. docs/cpu-ops.md states
-// every layout and the order of every sum.
+// weights of fp8 are rounded to bf16 where a matmul reads them, and activations to bf16, or to int8
+// with a scale for each 128 beside int8 and int4 weights. Keys and values are rounded to bf16; sums
+// are f32 throughout. The AVX units keep activations, keys and values in f32. docs/cpu-ops.md
+// states every layout and the order of every sum.
 //
 // One instance serves any number of models; calls must come from one thread at a time. After the
 // last pack and create_kv, no op allocates for calls of up to 4096 rows.

@@ -241,6 +241,11 @@ WeightFormat panel_format(WeightFormat wanted, std::span<const HostMatrix> parts
   return plain ? WeightFormat::kFp8 : WeightFormat::kBf16;
 }
 
+bool needs_quantiser(WeightFormat format, std::span<const HostMatrix> parts) {
+  if (format == WeightFormat::kFp8) return !std::all_of(parts.begin(), parts.end(), has_stored_fp8);
+  return has_blocks(format);
+}
+
 int64_t panel_bytes(WeightFormat format, Bf16Layout layout, int64_t k) {
   if (format == WeightFormat::kBf16 && layout == Bf16Layout::kPairs) return k * kPanelCols * 2;
   if (has_blocks(format)) return round_up(k, kBlockK) / kBlockK * block_bytes(format);

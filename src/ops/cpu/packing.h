@@ -37,6 +37,10 @@ std::vector<PanelColumn> gate_up_columns(const HostMatrix& gate, const HostMatri
 // scales that kernels can multiply by (below 128, no NaN among the weights), and bf16 otherwise.
 WeightFormat panel_format(WeightFormat wanted, std::span<const HostMatrix> parts);
 
+// Whether codes have to be found. Other panels hold rounded or stored values in another order, and
+// are made as fast as they are read from a disk's cache.
+bool needs_quantiser(WeightFormat format, std::span<const HostMatrix> parts);
+
 int64_t panel_bytes(WeightFormat format, Bf16Layout layout, int64_t k);
 
 // `columns` is a multiple of kPanelCols long. Each thread packs whole panels, so that on a NUMA
