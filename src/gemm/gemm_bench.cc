@@ -247,7 +247,7 @@ class Bench {
     std::vector<CandidateConfig> configs(ranked.begin(),
                                          ranked.begin() + static_cast<ptrdiff_t>(count));
     for (size_t i = 0; i < std::min<size_t>(count, 2) && count > 1; ++i) {
-      for (const int raster : {8, 32}) {
+      for (const int raster : {4, 16}) {
         if (shape.m < raster * ranked[i].config.tile_m) continue;
         configs.push_back(ranked[i]);
         configs.back().config.raster = raster;

@@ -449,6 +449,43 @@ TEST_F(GemmGpu, RunsAgainAndAgainTheSame) {
   }
 }
 
+// A kernel's first CTAs beside the last ones of the kernel in front: clusters that end, clusters
+// that begin, weights read early.
+TEST_F(GemmGpu, LaunchesThatOverlapComputeTheSame) {
+  Gpu& gpu = Gpu::get();
+  for (const int segments : {1, 4}) {
+    const GemmShape shape = {.m = 72, .n = 2112, .k = 4096, .segments = segments};
+    const HostProblem host = random_problem(shape, {}, 17);
+    DeviceProblem device(host);
+    const auto first = device.run(device.args());
+    check_against_reference(host, device, first, 5, 11);
+    const auto ranked = rank_configs(shape, gpu.gemm().device());
+    for (size_t i = 0; i < ranked.size(); i += 5) {
+      SCOPED_TRACE(config_name(ranked[i].config));
+      fmt::print("{}\n", config_name(ranked[i].config));
+      std::fflush(stdout);
+      for (const Overlap overlap : {Overlap::kNone, Overlap::kLaunch, Overlap::kWeights}) {
+        GemmArgs args = device.args();
+        args.config = ranked[i].config;
+        args.overlap = overlap;
+        const auto call = gpu.gemm().prepare(args);
+        ASSERT_TRUE(call) << call.error().message;
+        device.poison();
+        const auto graph = cuda::Graph::capture(gpu.stream(), [&]() -> Status {
+          for (int launch = 0; launch < 60; ++launch) {
+            VOLLEY_TRY_STATUS(gpu.gemm().launch(*call, gpu.stream().get()));
+          }
+          return {};
+        });
+        ASSERT_TRUE(graph) << graph.error().message;
+        ASSERT_TRUE(graph->launch(gpu.stream()));
+        EXPECT_EQ(num_differing_rows(host, device, first, device.download()), 0);
+        ASSERT_FALSE(testing::Test::HasFailure());
+      }
+    }
+  }
+}
+
 TEST_F(GemmGpu, NoRowsNothingToLaunch) {
   const auto call = Gpu::get().gemm().prepare({.shape = {.m = 0, .n = 8, .k = 128}, .b = 256});
   ASSERT_TRUE(call) << call.error().message;

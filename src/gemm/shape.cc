@@ -9,7 +9,7 @@
 namespace volley::gemm {
 namespace {
 
-constexpr int kMinFilledTiles = 16;      // 64-row tiles below which a weight's K is cut
+constexpr int kMinFilledTiles = 44;      // 64-row tiles below which a weight's K is cut
 constexpr int kMinBlocksPerSegment = 8;  // 128-byte blocks of K
 constexpr int kMinMulticastRows = 512;   // of one weight
 
@@ -68,27 +68,12 @@ void fit_stages(GemmConfig& config, const DeviceSpec& device) {
   while (config.num_stages > 1 && smem_layout(config).total_bytes > limit) --config.num_stages;
 }
 
-// The tiles at work at one time cover `rows` x `columns` tiles and read that many rows of A and B
-// for each block of K, most of them from device memory. A function of the tile alone, so that a
-// weight needs no more kernels.
-int raster_of(const GemmConfig& config, const DeviceSpec& device) {
-  int best = 1;
-  double least = 1e30;
-  for (const int rows : {4, 8, 16}) {
-    const double columns = static_cast<double>(device.num_sms) / rows;
-    const double read = rows * config.tile_m + columns * config.tile_n;
-    if (read < least) least = read, best = rows;
-  }
-  return best;
-}
-
 void add_candidate(GemmConfig config, const DeviceSpec& device, std::vector<GemmConfig>& out) {
   const int free_rows = config.swap_ab ? 1 : config.waves();
   // Enough output buffers that a tile's store waits for nothing, where they cost no stage below 4.
   for (const int chunks : {free_rows * config.tile_n / kStoreCols, 2, 1}) {
     if (chunks < 1) continue;
     config.store_chunks = config.stores_boxes() ? chunks : 1;
-    config.raster = raster_of(config, device);
     fit_stages(config, device);
     if (config.num_stages >= 4) break;
   }
@@ -145,24 +130,26 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
   return out;
 }
 
-// Fitted to 1900 timings of 104 shapes, both types, on an H100 (docs/gemm.md): off by 8% as a root
-// mean square, chosen configurations 3% behind the fastest timed. In clocks where nothing else is
-// said.
+// Fitted to 2900 timings of 104 shapes, both types, on two H100 (docs/gemm.md): the configurations
+// it chooses are 2% behind the fastest timed, as a mean. In clocks where nothing else is said.
 struct CostModel {
-  double mma_fp8 = 1.12;  // what a block takes, of its floor
-  double mma_bf16 = 1.12;
-  double smem_bytes_per_clock = 148;  // at that factor
-  double copied_row_fp8 = 0.5;        // for each row of a stage that L2 delivers
-  double copied_row_bf16 = 0.2;
-  double promotion = 1.8;  // of one float of each thread
-  double fp8_wait = 69;    // for full stages, the first product, the last
-  double pipelined_wait = 66;
-  double bf16_wait = 2;
-  double latency = 1200;  // of device memory
-  double fill = 1430;     // before the first product of a kernel
-  double store = 0.053;   // of one element of a tile
-  double cluster = 150;   // of a tile
-  double beside = 0.16;   // of the shorter of two things that go on at once, what it adds
+  double mma_fp8 = 1.24;  // what a block takes, of its floor
+  double mma_bf16 = 1.19;
+  double two_waves = 1.1;             // more for FP8 tiles of two waves along N, BF16 ones of 192
+  double one_wave = 1.1;              // more for FP8 tiles of two warpgroups that promote in step
+  double weights_on_m = 1.07;         // more with swap_ab
+  double smem_bytes_per_clock = 146;  // at that factor
+  double promotion = 2.8;             // of one float of each thread
+  double fp8_wait = 68;               // for full stages, the first product, the last
+  double pipelined_wait = 13;
+  double bf16_wait = 27;
+  double latency = 1620;  // of device memory
+  double fill = 960;      // before the first product of a kernel
+  double tile = 36;
+  double store = 0.071;  // of one element of a tile
+  double cluster = 119;  // of a tile
+  double split = 1500;   // of a tile whose sums meet
+  double beside = 0.14;  // of the shorter of two things that go on at once, what it adds
 };
 
 // What an SM spends on one block of K of one tile, in clocks.
@@ -183,9 +170,11 @@ BlockClocks block_clocks(const GemmConfig& c, const CostModel& model) {
   const double copied_rows =
       (c.shares_b() ? c.tile_m + c.tile_n / c.multicast : c.tile_m / c.multicast + c.tile_n);
   BlockClocks clocks;
+  const bool wide = c.n_waves() > 1 || (!fp8 && !c.swap_ab && c.tile_n == 192 && c.tile_m > 64);
+  const bool in_step = fp8 && warpgroups == 2 && waves == 1 && !c.pipelined();
   clocks.mma = std::max(products * waves * warpgroups, smem_bytes / model.smem_bytes_per_clock) *
-                   (fp8 ? model.mma_fp8 : model.mma_bf16) +
-               (fp8 ? model.copied_row_fp8 : model.copied_row_bf16) * copied_rows;
+               (fp8 ? model.mma_fp8 : model.mma_bf16) * (wide ? model.two_waves : 1) *
+               (in_step ? model.one_wave : 1) * (c.swap_ab ? model.weights_on_m : 1);
   const double promotion = c.mma_n() / 2.0 * model.promotion;
   clocks.chain = !fp8            ? products * waves + model.bf16_wait
                  : c.pipelined() ? std::max(products, promotion) + model.pipelined_wait
@@ -232,14 +221,16 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
 
   // What a tile costs beside its blocks: its store; its cluster; the sums of its segments.
   const bool waits_for_stores = !c.swap_ab && c.store_chunks < 2;
-  const double tile_clocks = c.tile_m * c.tile_n * model.store * (waits_for_stores ? 1.5 : 1.0) +
-                             (c.multicast > 1 ? model.cluster : 0) + (c.split_k ? 4000 : 0) +
+  const double tile_clocks = model.tile +
+                             c.tile_m * c.tile_n * model.store * (waits_for_stores ? 1.5 : 1.0) +
+                             (c.multicast > 1 ? model.cluster : 0) + (c.split_k ? model.split : 0) +
                              (c.serial_segments() > 1 ? c.accumulator_floats() * 3 : 0);
   const double sm_us = std::max({out.mma_us, out.chain_us, out.copy_us}) +
                        worked_rounds * tile_clocks * sharing / clock;
   out.us = device.launch_us + model.fill / clock + std::max(sm_us, out.dram_us) +
            model.beside * std::min(sm_us, out.dram_us);
-  // Sharing an operand has lost wherever few tokens were measured.
+  // Wide tiles, and sharing an operand, have lost wherever few tokens were measured.
+  if (c.n_waves() > 1 && rows < kMinMulticastRows) out.us *= 1.1;
   if (c.multicast > 1 && (c.swap_ab || rows < kMinMulticastRows)) out.us *= 3;
   return out;
 }

@@ -44,7 +44,7 @@ struct GemmConfig {
   int segments = 1;      // the weight's plan: K is summed in this many runs, then the runs in order
   bool split_k = false;  // each segment on its own CTA of a cluster
   int multicast = 1;     // CTAs of a cluster that share an operand: see shares_b()
-  int raster = 16;       // m tiles of a band; a band's tiles are visited column by column
+  int raster = 8;        // m tiles of a band; a band's tiles are visited column by column
   int store_chunks = 1;  // 64x64 output chunks a warpgroup may have on their way to memory
   int ctas_per_sm = 1;
 
