@@ -53,6 +53,24 @@ TEST(SameAnswer, RandomCheckpoints) {
   }
 }
 
+// The same with quantised weights, whose products have kernels of their own for few and for many
+// rows.
+TEST(SameAnswer, QuantizedWeights) {
+  SameAnswerMatrix matrix = matrix_of_this_machine();
+  if (matrix.isas.empty()) GTEST_SKIP() << "this processor has no AVX2";
+  for (const int length : {5, 40, 131}) {
+    SameAnswerPrompt prompt{.source = "counted"};
+    for (int i = 0; i < length; ++i) prompt.ids.push_back((i * 37 + length) % 256);
+    matrix.prompts.push_back(std::move(prompt));
+  }
+  matrix.sample = 200;
+  for (const WeightFormat format : {WeightFormat::kFp8, WeightFormat::kInt8, WeightFormat::kInt4}) {
+    SCOPED_TRACE(weight_format_name(format));
+    matrix.weight_format = format;
+    expect_same("tests/golden/qwen3-tied-bf16-sharded", "tests/golden/drafter-z-lab", matrix);
+  }
+}
+
 // The demo pair on prompts of GSM8K, HumanEval, MT-Bench and dialogue: blocks are accepted in part.
 TEST(SameAnswer, DemoPair) {
   if (!fs::exists("models/demo-draft/config.json")) {

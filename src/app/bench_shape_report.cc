@@ -87,6 +87,21 @@ const ShapeFigure* ShapeReport::find(std::string_view name, int rows, int contex
   return nullptr;
 }
 
+std::vector<ShapeBar> ShapeReport::bars() const {
+  std::vector<ShapeBar> bars;
+  for (const ShapeFigure& f : figures) {
+    if (f.context != figures[0].context) continue;
+    if (f.name == "step")
+      bars.push_back({"one row, % of the read bandwidth", 100 * f.bytes / f.ms * 1e3 / read_bytes_s,
+                      format == WeightFormat::kBf16 ? 88.0 : 80.0, true});
+    if (f.name == "verify" && f.rows == 16)
+      bars.push_back({"16 rows, times one row", f.times_one_row, 1.20});
+    if (f.name == "draft")
+      bars.push_back({"draft pass, times its floor", f.ms / floor_ms(f), 1.15});
+  }
+  return bars;
+}
+
 double ShapeReport::computed_speedup() const {
   const ShapeFigure* draft = nullptr;
   for (const ShapeFigure& figure : figures) {
@@ -125,6 +140,12 @@ std::string ShapeReport::table() const {
         100 * rate / read_bytes_s, floor_ms(f), f.ms / floor_ms(f),
         f.times_one_row > 0 ? fmt::format("{:.2f}", f.times_one_row) : "");
   }
+  out += '\n';
+  for (const ShapeBar& bar : bars()) {
+    out +=
+        fmt::format("{}: {:.2f}, {} {:.2f}: {}\n", bar.name, bar.value,
+                    bar.at_least ? "at least" : "at most", bar.bar, bar.met() ? "met" : "missed");
+  }
   for (const ShapeFigure& f : figures) {
     if (f.name != "prefill") continue;
     out += fmt::format("prefill of {}: {:.0f} tokens/s, {:.2f} TFLOP/s, {:.0f}% of the products\n",
@@ -159,6 +180,13 @@ Json ShapeReport::json() const {
     if (f.times_one_row > 0) one["times_one_row"] = f.times_one_row;
     list.push_back(std::move(one));
   }
+  Json bar_list = Json::array();
+  for (const ShapeBar& bar : bars())
+    bar_list.push_back({{"name", bar.name},
+                        {"value", bar.value},
+                        {"bar", bar.bar},
+                        {"at_least", bar.at_least},
+                        {"met", bar.met()}});
   return {{"shape", shape},
           {"format", weight_format_name(format)},
           {"ops", ops},
@@ -170,6 +198,7 @@ Json ShapeReport::json() const {
           {"read_p90_gb_s", read_p90_bytes_s * 1e-9},
           {"multiply_tflop_s", multiply_flop_s * 1e-12},
           {"figures", std::move(list)},
+          {"bars", std::move(bar_list)},
           {"computed",
            {{"speedup", computed_speedup()},
             {"acceptance_length", acceptance_length},

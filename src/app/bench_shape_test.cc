@@ -60,6 +60,7 @@ TEST(BenchShape, MeasuresEveryPassInEveryFormat) {
     }
     EXPECT_GT(report->computed_speedup(), 0);
     EXPECT_EQ(report->json()["figures"].size(), 8u);
+    EXPECT_EQ(report->json()["bars"].size(), 3u);
     EXPECT_THAT(report->table(), HasSubstr("computed, not measured"));
     EXPECT_THAT(shape_plot_svg({*report}, "a & b"), HasSubstr("a &amp; b"));
   }
@@ -103,6 +104,14 @@ TEST(BenchShape, FloorsAndTheComputedSpeedup) {
   EXPECT_DOUBLE_EQ(report.floor_ms(report.figures[0]), 10);
   EXPECT_DOUBLE_EQ(report.floor_ms(report.figures[3]), 50);
   EXPECT_DOUBLE_EQ(report.computed_speedup(), 6 * 20 / (5 + 3 + 1.1 * 20));
+  const std::vector<ShapeBar> bars = report.bars();
+  ASSERT_EQ(bars.size(), 3u);
+  EXPECT_DOUBLE_EQ(bars[0].value, 50);
+  EXPECT_FALSE(bars[0].met());
+  EXPECT_DOUBLE_EQ(bars[1].value, 1.1);
+  EXPECT_TRUE(bars[1].met());
+  EXPECT_DOUBLE_EQ(bars[2].value, 0.1);
+  EXPECT_TRUE(bars[2].met());
   report.figures.pop_back();
   EXPECT_EQ(report.computed_speedup(), 0);
 }

@@ -61,22 +61,22 @@ inline float pack_int_block(const float* a, int64_t count, char* tile) {
   return is_finite ? magnitude * (1.0f / 127.0f) : __builtin_nanf("");
 }
 
-inline void pack_int_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
+void pack_int_blocks(const PackRowsTask& task) {
   const int64_t num_blocks = num_int_blocks(task.k);
-  for (int64_t group = group_begin; group < group_end; ++group) {
-    char* packed = static_cast<char*>(task.packed_rows) + group * int_group_bytes(task.k);
-    auto* scales = reinterpret_cast<float*>(packed);
-    char* tiles = packed + num_blocks * kIntGroupRows * 4;
-    for (int64_t r = 0; r < kIntGroupRows; ++r) {
-      const int64_t row = group * kIntGroupRows + r;
-      if (row >= task.num_rows && task.num_rows <= kIntGroupRows) break;  // short tiles
-      for (int64_t block = 0; block < num_blocks; ++block) {
-        const float* a = task.a + row * task.a_stride + block * kBlockK;
-        const int64_t rest = row < task.num_rows ? task.k - block * kBlockK : 0;
-        scales[block * kIntGroupRows + r] =
-            pack_int_block(rest > 0 ? a : task.a, rest < kBlockK ? rest : kBlockK,
-                           tiles + block * kIntRowsBytes + r * 64);
-      }
+  // Beyond one group tiles are whole.
+  const int64_t num_rows = task.num_rows <= kIntGroupRows ? task.num_rows
+                                                          : (task.num_rows + kIntGroupRows - 1) /
+                                                                kIntGroupRows * kIntGroupRows;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    char* packed =
+        static_cast<char*>(task.packed_rows) + row / kIntGroupRows * int_group_bytes(task.k);
+    auto* scales = reinterpret_cast<float*>(packed) + row % kIntGroupRows;
+    char* tiles = packed + num_blocks * kIntGroupRows * 4 + row % kIntGroupRows * 64;
+    for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+      const int64_t rest = row < task.num_rows ? task.k - block * kBlockK : 0;
+      const float* a = rest > 0 ? task.a + row * task.a_stride + block * kBlockK : task.a;
+      scales[block * kIntGroupRows] =
+          pack_int_block(a, rest < kBlockK ? rest : kBlockK, tiles + block * kIntRowsBytes);
     }
   }
 }
@@ -97,36 +97,46 @@ constexpr int64_t kIntFetchBytes = 16384;  // ahead of their use
 // How many lines of the block to come are fetched where.
 struct FetchPlan {
   int64_t per_decoded_line = 0;
-  int64_t per_product = 0;  // of 4, for each group of rows
+  int64_t per_slot = 0;  // of 8, for each group of rows
 };
 
-// The codes of one block of int4 become tiles. 32 of k and 16 columns share the steps of a column:
-// a byte is code * step - zero.
+// What 32 of k and 16 columns of int4 share: a byte is code * step - zero, and steps[column] holds
+// the step of each run.
+struct Int4Steps {
+  __m512i words;  // in every 16 bits
+  __m512i zeros;  // in every byte
+
+  Int4Steps(__m512i steps, int64_t run) {
+    // Byte `run` of each lane, four times.
+    const __m512i pick = _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(run)),
+                                         _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0));
+    const __m512i all = _mm512_shuffle_epi8(steps, pick);
+    const __m512i step = _mm512_and_si512(all, _mm512_set1_epi8(15));
+    const __m512i eight = _mm512_slli_epi16(step, 3);
+    words = _mm512_and_si512(step, _mm512_set1_epi16(15));
+    zeros = _mm512_mask_sub_epi8(eight, _mm512_movepi8_mask(all), eight, step);
+  }
+};
+// code * step of the low and the high four bits of a line.
+inline __m512i low_products(__m512i codes, const Int4Steps& steps) {
+  return _mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi8(15)), steps.words);
+}
+inline __m512i high_products(__m512i codes, const Int4Steps& steps) {
+  return low_products(_mm512_srli_epi16(codes, 4), steps);
+}
+
+// The codes of one block of int4 become tiles.
 inline void decode_int4_block(const char* steps, const char* codes, char* tiles,
                               const FetchPlan& plan, Fetcher& fetcher) {
-  const __m512i nibbles = _mm512_set1_epi8(15);
   for (int64_t part = 0; part < 4; ++part) {  // [2 halves of k][2 halves of the columns]
     const __m512i column_steps = _mm512_load_si512(steps + part % 2 * 64);
     for (int64_t run = 0; run < 2; ++run) {
-      // Byte 2 * (part / 2) + run of each lane, four times.
-      const int byte = static_cast<int>(part / 2 * 2 + run);
-      const __m512i pick =
-          _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(byte)),
-                          _mm512_set_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0, 0x0C0C0C0C,
-                                           0x08080808, 0x04040404, 0, 0x0C0C0C0C, 0x08080808,
-                                           0x04040404, 0, 0x0C0C0C0C, 0x08080808, 0x04040404, 0));
-      const __m512i all = _mm512_shuffle_epi8(column_steps, pick);
-      const __m512i step = _mm512_and_si512(all, nibbles);
-      const __m512i eight = _mm512_slli_epi16(step, 3);
-      const __m512i zero = _mm512_mask_sub_epi8(eight, _mm512_movepi8_mask(all), eight, step);
-      const __m512i word_step = _mm512_and_si512(step, _mm512_set1_epi16(15));
+      const Int4Steps step(column_steps, part / 2 * 2 + run);
       for (int64_t line = 0; line < 4; ++line, codes += 64, tiles += 128) {
         fetcher.lines(plan.per_decoded_line);
         const __m512i both = _mm512_load_si512(codes);
-        const __m512i low = _mm512_and_si512(both, nibbles);
-        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibbles);
-        _mm512_store_si512(tiles, _mm512_sub_epi8(_mm512_mullo_epi16(low, word_step), zero));
-        _mm512_store_si512(tiles + 64, _mm512_sub_epi8(_mm512_mullo_epi16(high, word_step), zero));
+        _mm512_store_si512(tiles, _mm512_sub_epi8(low_products(both, step), step.zeros));
+        _mm512_store_si512(tiles + 64, _mm512_sub_epi8(high_products(both, step), step.zeros));
       }
     }
   }
@@ -145,18 +155,21 @@ inline void multiply_int_block(const char* rows, int64_t group_bytes, const char
   }
   for (int64_t half = 0; half < 2; ++half) {
     _tile_loadd(4, rows + half * kIntTileBytes, 64);
+    fetcher.lines(plan.per_slot);
     _tile_loadd(6, weights + half * 2 * kIntTileBytes, 64);
     _tile_dpbssd(0, 4, 6);
-    fetcher.lines(plan.per_product);
+    fetcher.lines(plan.per_slot);
     _tile_loadd(7, weights + half * 2 * kIntTileBytes + kIntTileBytes, 64);
+    fetcher.lines(plan.per_slot);
     _tile_dpbssd(1, 4, 7);
-    fetcher.lines(plan.per_product);
+    fetcher.lines(plan.per_slot);
     if constexpr (kTwoGroups) {
       _tile_loadd(5, rows + group_bytes + half * kIntTileBytes, 64);
+      fetcher.lines(plan.per_slot);
       _tile_dpbssd(2, 5, 6);
-      fetcher.lines(plan.per_product);
+      fetcher.lines(plan.per_slot);
       _tile_dpbssd(3, 5, 7);
-      fetcher.lines(plan.per_product);
+      fetcher.lines(2 * plan.per_slot);
     }
   }
   _tile_stored(0, products, 64);
@@ -196,11 +209,99 @@ struct IntProducts {
   }
 };
 
+// ---- A few rows of int4 without tiles: codes are multiplied in the registers that they were
+// scaled in, which halves the time of a block. Integers are exact, so the bits are those of tiles.
+constexpr int64_t kVectorRows = 3;
+constexpr int64_t kMaxVectorBlocks = 256;  // of k: larger matrices take tiles
+
+// Sums over runs of 32 of a row's block.
+inline void sum_runs(const char* row, int32_t* sums) {
+  for (int64_t half = 0; half < 2; ++half) {
+    const __m512i fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1),
+                                              _mm512_load_si512(row + half * kIntTileBytes));
+    sums[2 * half] = _mm512_mask_reduce_add_epi32(0x00FF, fours);
+    sums[2 * half + 1] = _mm512_mask_reduce_add_epi32(0xFF00, fours);
+  }
+}
+
+// Adds up kRows rows by 32 columns over one block.
+template <int kRows>
+inline void multiply_int4_block(const char* rows, const int32_t* run_sums, const char* block,
+                                __m512i (&sums)[kRows][2], Fetcher& fetcher) {
+  const char* codes = block + block_header_bytes(WeightFormat::kInt4);
+  for (auto& row : sums) row[0] = row[1] = _mm512_setzero_si512();
+  fetcher.lines(3);
+  for (int64_t half = 0; half < 2; ++half) {
+    for (int64_t columns = 0; columns < 2; ++columns) {
+      const __m512i column_steps = _mm512_load_si512(block + 64 + columns * 64);
+      for (int64_t run = 0; run < 2; ++run) {
+        const Int4Steps step(column_steps, half * 2 + run);
+        const char* a = rows + half * kIntTileBytes + run * 32;
+        for (int64_t line = 0; line < 4; ++line, codes += 64, a += 8) {
+          fetcher.lines(1);
+          const __m512i both = _mm512_load_si512(codes);
+          const __m512i low = low_products(both, step), high = high_products(both, step);
+          for (int r = 0; r < kRows; ++r) {
+            int32_t quads[2];
+            __builtin_memcpy(quads, a + r * 64, sizeof(quads));
+            __m512i& sum = sums[r][columns];
+            sum = _mm512_dpbusd_epi32(sum, low, _mm512_set1_epi32(quads[0]));
+            sum = _mm512_dpbusd_epi32(sum, high, _mm512_set1_epi32(quads[1]));
+          }
+        }
+        const __m512i zeros = _mm512_and_si512(step.zeros, _mm512_set1_epi32(0xFF));
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i run_sum = _mm512_set1_epi32(run_sums[r * 4 + half * 2 + run]);
+          sums[r][columns] = _mm512_sub_epi32(sums[r][columns], _mm512_mullo_epi32(zeros, run_sum));
+        }
+      }
+    }
+  }
+}
+
+// As int_matmul().
+template <int kRows, class Finish>
+inline void int4_vector_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
+                               ThreadScratch& scratch, Finish finish) {
+  const int64_t num_blocks = num_int_blocks(task.k);
+  const auto* scales = static_cast<const float*>(task.packed_rows);
+  const char* rows = static_cast<const char*>(task.packed_rows) + num_blocks * kIntGroupRows * 4;
+  int32_t run_sums[kMaxVectorBlocks][kRows * 4];
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int r = 0; r < kRows; ++r)
+      sum_runs(rows + block * kIntRowsBytes + r * 64, run_sums[block] + r * 4);
+  }
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    const char* block = task.weights + panel * task.panel_bytes;
+    F16 sums[kRows][2];
+    for (auto& row : sums) row[0] = row[1] = volley::cpu::zero();
+    for (int64_t i = 0; i < num_blocks; ++i, block += block_bytes(WeightFormat::kInt4)) {
+      Fetcher fetcher = {block + kIntFetchBytes};
+      __m512i products[kRows][2];
+      multiply_int4_block<kRows>(rows + i * kIntRowsBytes, run_sums[i], block, products, fetcher);
+      for (int half = 0; half < 2; ++half) {
+        const F16 weight = widen_bf16(reinterpret_cast<const uint16_t*>(block) + 16 * half);
+        for (int r = 0; r < kRows; ++r)
+          sums[r][half] =
+              volley::cpu::fma({_mm512_cvtepi32_ps(products[r][half])},
+                               mul(weight, set1(scales[i * kIntGroupRows + r])), sums[r][half]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      store(scratch.sums[0] + r * kPanelCols, sums[r][0]);
+      store(scratch.sums[0] + r * kPanelCols + 16, sums[r][1]);
+    }
+    finish(panel, scratch.sums[0]);
+  }
+}
+
+// ---- Any rows.
+
 inline FetchPlan plan_fetches(WeightFormat format, int64_t num_groups) {
   FetchPlan plan;
   plan.per_decoded_line = format == WeightFormat::kInt4;
   const int64_t lines = block_bytes(format) / 64 + 1 - 16 * plan.per_decoded_line;
-  plan.per_product = (lines + 4 * num_groups - 1) / (4 * num_groups);
+  plan.per_slot = (lines + 8 * num_groups - 1) / (8 * num_groups);
   return plan;
 }
 

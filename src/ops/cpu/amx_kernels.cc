@@ -81,7 +81,6 @@ int64_t amx_group_bytes(WeightFormat format, int64_t k) {
 }
 
 void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
-  if (has_blocks(task.format)) return pack_int_rows(task, group_begin, group_end);
   const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
   for (int64_t group = group_begin; group < group_end; ++group) {
     uint16_t* tiles = static_cast<uint16_t*>(task.packed_rows) + group * num_steps * kTileSize;
@@ -420,11 +419,20 @@ void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                 ThreadScratch& scratch) {
   with_format(task, [&]<WeightFormat kFormat>() {
     if constexpr (has_blocks(kFormat)) {
+      const auto finish = [&](int64_t panel, const float* sums) {
+        finish_panel(task, panel, sums, nullptr, scratch.best);
+      };
+      if constexpr (kFormat == WeightFormat::kInt4) {
+        const bool fits = num_int_blocks(task.k) <= kMaxVectorBlocks;
+        if (fits && task.num_rows == 1)
+          return int4_vector_matmul<1>(task, panel_begin, panel_end, scratch, finish);
+        if (fits && task.num_rows == 2)
+          return int4_vector_matmul<2>(task, panel_begin, panel_end, scratch, finish);
+        if (fits && task.num_rows == kVectorRows)
+          return int4_vector_matmul<kVectorRows>(task, panel_begin, panel_end, scratch, finish);
+      }
       const TileScope tiles = TileScope::four_sums(task.num_rows < 16 ? task.num_rows : 16);
-      return int_matmul<kFormat>(task, panel_begin, panel_end, scratch,
-                                 [&](int64_t panel, const float* sums) {
-                                   finish_panel(task, panel, sums, nullptr, scratch.best);
-                                 });
+      return int_matmul<kFormat>(task, panel_begin, panel_end, scratch, finish);
     }
     task.num_rows <= 2 * kTileRows
         ? amx_matmul_few<kFormat>(task, panel_begin, panel_end, scratch)
@@ -614,6 +622,7 @@ const KernelTable* amx_bf16_kernels() {
                                          .queries_per_block = kTileRows,
                                          .packed_group_bytes = amx_group_bytes,
                                          .pack_rows = amx_pack_rows,
+                                         .pack_blocks = pack_int_blocks,
                                          .matmul = amx_matmul,
                                          .rms_norm = rms_norm_row,
                                          .top_candidates = top_candidates_row,

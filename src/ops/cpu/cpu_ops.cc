@@ -32,11 +32,12 @@ using cpu::PackedPanels;
 using cpu::QueryBlock;
 
 // Work below these sizes stays on the calling thread: a dispatch costs about as much.
-constexpr int64_t kSerialRowElements = 32 * 1024;  // activations read by a row-by-row op
-constexpr int64_t kSerialWeightBytes = 32 * 1024;  // of one thread's share of a matmul
-constexpr int64_t kSerialRopeElements = 4 * 1024;  // of queries, keys and values
-constexpr int64_t kRopeRows = 64;                  // of each thread, from which on rows are split
-constexpr int64_t kSerialKeyElements = 16 * 1024;  // key and value elements of an attention call
+constexpr int64_t kSerialRowElements = 32 * 1024;    // activations read by a row-by-row op
+constexpr int64_t kSerialPackedElements = 4 * 1024;  // activations made integers by one thread
+constexpr int64_t kSerialWeightBytes = 32 * 1024;    // of one thread's share of a matmul
+constexpr int64_t kSerialRopeElements = 4 * 1024;    // of queries, keys and values
+constexpr int64_t kRopeRows = 64;                    // of each thread, from which on rows are split
+constexpr int64_t kSerialKeyElements = 16 * 1024;    // key and value elements of an attention call
 constexpr size_t kReservedBlocks = 16 * 1024;
 
 constexpr std::string_view kGateUp = "gate and up";
@@ -413,6 +414,18 @@ class CpuOps final : public Ops {
                                     .num_rows = a.rows,
                                     .k = a.cols,
                                     .packed_rows = packed_rows_.data()};
+    if (cpu::has_blocks(format) && kernels_.pack_blocks != nullptr) {
+      const int64_t num_blocks = (a.cols + cpu::kBlockK - 1) / cpu::kBlockK;
+      const int64_t min_blocks =
+          std::max<int64_t>(1, kSerialPackedElements / (a.rows * cpu::kBlockK));
+      pool_.split(num_blocks, min_blocks, [&](ItemRange range, int) {
+        cpu::PackRowsTask part = task;
+        part.block_begin = range.begin;
+        part.block_end = range.end;
+        kernels_.pack_blocks(part);
+      });
+      return;
+    }
     const int64_t group = kernels_.rows_per_group;
     const int64_t groups_per_share = (rows_per_share(a.cols) + group - 1) / group;
     pool_.split((a.rows + group - 1) / group, groups_per_share,
@@ -481,7 +494,7 @@ constexpr std::array<Unit, 3> kUnits = {{
     {Isa::kAvx512, "avx512", "cpu/avx512", "AVX-512 F, BW, DQ and VL", cpu::avx512_kernels,
      &cpu::CpuFeatures::avx512},
     {Isa::kAmxBf16, "amx-bf16", "cpu/amx-bf16",
-     "AMX-BF16, AMX-INT8, AVX512-BF16, AVX512-FP16 and tile state from the kernel",
+     "AMX-BF16, AMX-INT8, AVX512-VNNI, AVX512-BF16, AVX512-FP16 and tile state from the kernel",
      cpu::amx_bf16_kernels, &cpu::CpuFeatures::amx_bf16},
 }};
 

@@ -295,6 +295,7 @@ constexpr KernelTable f32_kernel_table() {
           .queries_per_block = kAttentionRows,
           .packed_group_bytes = f32_group_bytes,
           .pack_rows = f32_pack_rows,
+          .pack_blocks = nullptr,
           .matmul = f32_matmul,
           .rms_norm = rms_norm_row,
           .top_candidates = top_candidates_row,

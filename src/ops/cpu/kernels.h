@@ -105,6 +105,8 @@ struct PackRowsTask {
   int64_t num_rows = 0;
   int64_t k = 0;
   void* packed_rows = nullptr;
+  // Where pack_blocks is there: blocks of kBlockK to pack.
+  int64_t block_begin = 0, block_end = 0;
 };
 
 // One layer of a KV cache. A page holds, for each kv head, its keys and then its values.
@@ -178,6 +180,8 @@ struct KernelTable {
 
   int64_t (*packed_group_bytes)(WeightFormat format, int64_t k);
   void (*pack_rows)(const PackRowsTask& task, int64_t group_begin, int64_t group_end);
+  // Rows for weights in blocks, one part of k of all of them; null: pack_rows does those too.
+  void (*pack_blocks)(const PackRowsTask& task);
   // Panels [panel_begin, panel_end).
   void (*matmul)(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                  ThreadScratch& scratch);
