@@ -1,4 +1,5 @@
-// One FP8 product on the GPU beside its reference, or, without a Hopper GPU, what would be computed.
+// One FP8 product on the GPU beside its reference, or, without a Hopper GPU, what would be
+// computed.
 
 #include <bit>
 #include <cmath>
@@ -52,9 +53,9 @@ Result<double> worst_error_over_bound(const gemm::HostProblem& host) {
   for (int row = 0; row < host.shape.m; ++row) {
     for (int col = 0; col < host.shape.n; ++col) {
       const gemm::ReferenceValue want = gemm::reference_value(host, weights, row, col);
-      const auto bits = static_cast<uint32_t>(
-          out[static_cast<size_t>(row) * static_cast<size_t>(host.shape.n) +
-              static_cast<size_t>(col)]);
+      const auto bits =
+          static_cast<uint32_t>(out[static_cast<size_t>(row) * static_cast<size_t>(host.shape.n) +
+                                    static_cast<size_t>(col)]);
       const double error = std::fabs(std::bit_cast<float>(bits << 16) - want.value);
       worst = std::fmax(worst, error / gemm::error_bound(host.shape, want));
     }

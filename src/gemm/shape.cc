@@ -9,7 +9,10 @@
 namespace volley::gemm {
 namespace {
 
-constexpr int kMinFilledTiles = 44;      // 64-row tiles below which a weight's K is cut
+// 64-row tiles below which a weight's K is cut. More for FP8: BF16 kernels for many tokens pay a
+// third for the second set of sums.
+constexpr int kMinFilledTilesFp8 = 44;
+constexpr int kMinFilledTilesBf16 = 16;
 constexpr int kMinBlocksPerSegment = 8;  // 128-byte blocks of K
 constexpr int kMinMulticastRows = 512;   // of one weight
 
@@ -135,7 +138,7 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
 struct CostModel {
   double mma_fp8 = 1.24;  // what a block takes, of its floor
   double mma_bf16 = 1.19;
-  double two_waves = 1.1;             // more for FP8 tiles of two waves along N, BF16 ones of 192
+  double two_waves = 1.1;             // more for FP8 of two waves along N, BF16 of 192 or 64x256
   double one_wave = 1.1;              // more for FP8 tiles of two warpgroups that promote in step
   double weights_on_m = 1.07;         // more with swap_ab
   double smem_bytes_per_clock = 146;  // at that factor
@@ -170,7 +173,8 @@ BlockClocks block_clocks(const GemmConfig& c, const CostModel& model) {
   const double copied_rows =
       (c.shares_b() ? c.tile_m + c.tile_n / c.multicast : c.tile_m / c.multicast + c.tile_n);
   BlockClocks clocks;
-  const bool wide = c.n_waves() > 1 || (!fp8 && !c.swap_ab && c.tile_n == 192 && c.tile_m > 64);
+  const bool wide = c.n_waves() > 1 || (!fp8 && !c.swap_ab && c.tile_n == 192 && c.tile_m > 64) ||
+                    (!fp8 && c.mma_n() == 256 && warpgroups == 1);
   const bool in_step = fp8 && warpgroups == 2 && waves == 1 && !c.pipelined();
   clocks.mma = std::max(products * waves * warpgroups, smem_bytes / model.smem_bytes_per_clock) *
                (fp8 ? model.mma_fp8 : model.mma_bf16) * (wide ? model.two_waves : 1) *
@@ -294,8 +298,9 @@ Status validate(const GemmShape& shape) {
 int reduction_segments(MmaKind mma, int num_groups, int n, int k) {
   const int64_t tiles = static_cast<int64_t>(ceil_div(n, 64)) * num_groups;
   const int blocks = k / (128 / element_bytes(mma));
+  const int min_tiles = mma == MmaKind::kFp8 ? kMinFilledTilesFp8 : kMinFilledTilesBf16;
   int segments = 1;
-  while (segments < kMaxSegments && tiles * segments < kMinFilledTiles &&
+  while (segments < kMaxSegments && tiles * segments < min_tiles &&
          blocks / (2 * segments) >= kMinBlocksPerSegment) {
     segments *= 2;
   }

@@ -103,6 +103,7 @@ TEST(Plan, SegmentsBelongToTheWeight) {
   EXPECT_EQ(reduction_segments(MmaKind::kFp8, 1, 256, 7168), 4);
   EXPECT_EQ(reduction_segments(MmaKind::kFp8, 1, 512, 2048), 2) << "k is short";
   EXPECT_EQ(reduction_segments(MmaKind::kFp8, 1, 2112, 7168), 2);
+  EXPECT_EQ(reduction_segments(MmaKind::kBf16, 1, 2112, 7168), 1);
   EXPECT_EQ(reduction_segments(MmaKind::kFp8, 1, 4096, 7168), 1) << "fills the chip";
   EXPECT_EQ(reduction_segments(MmaKind::kFp8, 1, 7168, 16384), 1);
   EXPECT_EQ(reduction_segments(MmaKind::kFp8, 8, 4096, 7168), 1) << "eight experts fill the chip";
