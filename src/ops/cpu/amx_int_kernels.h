@@ -357,5 +357,71 @@ inline void int_matmul(const MatmulTask& task, int64_t panel_begin, int64_t pane
   }
 }
 
+// Many rows. Some blocks of a panel stay in L1 while all rows pass by, and the sums of 32 rows
+// while the blocks do: with one block at a time, sums moved between L1 and L2 as much as everything
+// else.
+constexpr int64_t kIntStretch = 4;
+static_assert(sizeof(ThreadScratch::decoded) >= kIntStretch * kIntWeightsBytes);
+
+// Leaves the sums of some panels in scratch.sums, and calls finish(the first, how many).
+template <WeightFormat kFormat, class Finish>
+inline void int_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
+                            ThreadScratch& scratch, Finish finish) {
+  constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
+  const int64_t num_blocks = num_int_blocks(task.k);
+  const int64_t num_groups = (task.num_rows + kIntGroupRows - 1) / kIntGroupRows;
+  const int64_t group_bytes = int_group_bytes(task.k);
+  const auto* rows = static_cast<const char*>(task.packed_rows);
+  char* decoded = reinterpret_cast<char*>(scratch.decoded);
+  const int64_t lines = block_bytes(kFormat) / 64 + 1;
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    const char* start = task.weights + panel * task.panel_bytes;
+    IntProducts last = {.group_bytes = group_bytes, .weight_scales = start};
+    const int64_t place = (panel - panel_begin) % kScratchPanels;
+    float* sums = scratch.sums[place];
+    int64_t turn = 0;
+    for (int64_t first = 0; first < num_blocks; first += kIntStretch) {
+      const int64_t count = num_blocks - first < kIntStretch ? num_blocks - first : kIntStretch;
+      const char* stretch = start + first * block_bytes(kFormat);
+      Fetcher fetcher = {stretch + count * block_bytes(kFormat)};
+      const FetchPlan fetch_nothing;
+      if constexpr (kIsInt4) {
+        for (int64_t i = 0; i < count; ++i) {
+          const char* at = stretch + i * block_bytes(kFormat);
+          decode_int4_block(at + 64, at + block_header_bytes(kFormat),
+                            decoded + i * kIntWeightsBytes, fetch_nothing, fetcher);
+        }
+      }
+      for (int64_t group = 0; group < num_groups; group += 2) {
+        const char* packed = rows + group * group_bytes;
+        const char* tiles = packed + num_blocks * kIntGroupRows * 4 + first * kIntRowsBytes;
+        const int64_t rest = task.num_rows - group * kIntGroupRows;
+        // A line for each of eight slots until all of the next stretch is under way.
+        const FetchPlan plan = {.per_slot = group / 2 * 8 < lines};
+        for (int64_t i = 0; i < count; ++i, ++turn) {
+          const char* at = stretch + i * block_bytes(kFormat);
+          const char* weights = kIsInt4 ? decoded + i * kIntWeightsBytes : at + 64;
+          int32_t* products = scratch.products[turn % 2];
+          if (group + 1 < num_groups)
+            multiply_int_block<true>(tiles + i * kIntRowsBytes, group_bytes, weights, products,
+                                     plan, fetcher);
+          else
+            multiply_int_block<false>(tiles + i * kIntRowsBytes, 0, weights, products, plan,
+                                      fetcher);
+          last.add_up();  // while the tiles are busy
+          last.products = products;
+          last.row_scales = reinterpret_cast<const float*>(packed) + (first + i) * kIntGroupRows;
+          last.weight_scales = at;
+          last.sums = sums + group * kIntGroupRows * kPanelCols;
+          last.num_rows = rest < 2 * kIntGroupRows ? rest : 2 * kIntGroupRows;
+          last.is_first = first + i == 0;
+        }
+      }
+    }
+    last.add_up();
+    if (place + 1 == kScratchPanels || panel + 1 == panel_end) finish(panel - place, place + 1);
+  }
+}
+
 }  // namespace
 }  // namespace volley::cpu

@@ -432,6 +432,12 @@ void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
           return int4_vector_matmul<kVectorRows>(task, panel_begin, panel_end, scratch, finish);
       }
       const TileScope tiles = TileScope::four_sums(task.num_rows < 16 ? task.num_rows : 16);
+      if (task.num_rows > 2 * kIntGroupRows) {
+        return int_matmul_many<kFormat>(task, panel_begin, panel_end, scratch,
+                                        [&](int64_t panel, int64_t num_panels) {
+                                          finish_panels(task, panel, num_panels, scratch);
+                                        });
+      }
       return int_matmul<kFormat>(task, panel_begin, panel_end, scratch, finish);
     }
     task.num_rows <= 2 * kTileRows
