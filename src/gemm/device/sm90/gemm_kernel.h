@@ -404,10 +404,8 @@ struct GemmKernel {
     }
   }
 
-  // Two waves along N. From shared memory each would read A again, and shared memory is what tiles
-  // of this size are bound by: 128 bytes of K of a 256x128 tile move 96 KiB to the tensor cores and
-  // 48 KiB in, of 128 bytes a clock, while the products take 1024 clocks. With A in registers it is
-  // 80 and 48.
+  // Two waves along N, with A in registers, so that it is read from shared memory once. For groups
+  // whose rows forbid tiles of 256; elsewhere 256x128 is faster (docs/gemm.md).
   __device__ __forceinline__ void multiply_fp8_wide(float (&sum)[kWaves][kAccum], Ring& ring,
                                                     BScales (&b)[kBScales], int first, int begin,
                                                     int end, const Thread& me) const {
