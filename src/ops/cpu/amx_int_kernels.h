@@ -4,12 +4,11 @@
 //
 // Decoding weights into bf16 tiles cost 24 to 28 ns for 1,024 of them, as long as they take to
 // arrive, and the two did not overlap. Here a panel's int8 codes are B tiles as they lie in memory,
-// and int4 codes become such tiles in six operations for 128 of them (a quarter of what bf16
-// took): 4 bits times a step of 4 bits is a byte, so one 16-bit product scales two.
+// and int4 codes become such tiles in seven operations for 128 of them, where bf16 took twenty: 4
+// bits times a step of 4 bits is a byte, so one 16-bit product scales two.
 //
-// Rows become int8 too, with a scale for each kBlockK of them, the largest magnitude / 127. (16
-// bits as two int8 would be far below what rounding to bf16 loses, at twice the products and sums:
-// 16 rows of int8 then cost 1.3 times one, and a prompt 1.9 times as long.)
+// Rows become int8 too, with a scale for each kBlockK of them, the largest magnitude / 127. (16 bits
+// as two int8 would be far below what rounding to bf16 loses, but a prompt took 1.5 times as long.)
 //
 // Order of sums: within a block of kBlockK integers, which is exact in any order; block by block in
 // f32. Nothing depends on other rows.
