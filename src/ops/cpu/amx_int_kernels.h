@@ -7,8 +7,9 @@
 // and int4 codes become such tiles in seven operations for 128 of them, where bf16 took twenty: 4
 // bits times a step of 4 bits is a byte, so one 16-bit product scales two.
 //
-// Rows become int8 too, with a scale for each kBlockK of them, the largest magnitude / 127. (16 bits
-// as two int8 would be far below what rounding to bf16 loses, but a prompt took 1.5 times as long.)
+// Rows become int8 too, with a scale for each kBlockK of them, the largest magnitude / 127. (16
+// bits as two int8 would be far below what rounding to bf16 loses, but a prompt took 1.5 times as
+// long.)
 //
 // Order of sums: within a block of kBlockK integers, which is exact in any order; block by block in
 // f32. Nothing depends on other rows.
