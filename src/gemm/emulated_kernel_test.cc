@@ -198,7 +198,7 @@ INSTANTIATE_TEST_SUITE_P(All, EmulatedKernel,
 // Law 1, as far as it is ours: configurations of one plan add in one order.
 TEST(EmulatedKernels, OnePlanOneResultToTheBit) {
   Emulated gpu;
-  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16}) {
+  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16, MmaKind::kMxFp4, MmaKind::kNvFp4}) {
     for (const int segments : {1, 4}) {
       const GemmShape shape = {.mma = mma, .m = 70, .n = 136, .k = 640, .segments = segments};
       const HostProblem host = random_problem(shape, {}, 5);

@@ -11,7 +11,7 @@ namespace {
 constexpr size_t kMaxChoices = 256;
 
 int element_bytes(MmaKind mma) {
-  return mma == MmaKind::kFp8 ? 1 : 2;
+  return has_fp8_tokens(mma) ? 1 : 2;
 }
 int out_bytes(OutKind out) {
   return out == OutKind::kBf16 ? 2 : 4;
@@ -41,7 +41,7 @@ Status complete(GemmArgs& args) {
   if (shape.m == 0) return {};
   VOLLEY_TRY_STATUS(check_pointer("a", args.a));
   VOLLEY_TRY_STATUS(check_pointer("d", args.d));
-  if (shape.mma == MmaKind::kFp8) {
+  if (has_fp8_tokens(shape.mma)) {
     VOLLEY_TRY_STATUS(check_stride("a_scale_stride", args.a_scale_stride, shape.m, 4));
     VOLLEY_TRY_STATUS(check_pointer("a_scale", args.a_scale));
     VOLLEY_TRY_STATUS(check_pointer("b_scale", args.b_scale));
@@ -69,7 +69,7 @@ Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& c
   const GemmShape& shape = args.shape;
   const GemmConfig& config = call.config;
   const SmemLayout smem = smem_layout(config);
-  const bool fp8 = shape.mma == MmaKind::kFp8;
+  const bool fp8 = has_fp8_tokens(shape.mma);
   const int bytes = element_bytes(shape.mma);
   const int slabs = shape.grouping == Grouping::kMasked ? shape.num_groups : 1;
   const cuda::MapDType element = fp8 ? cuda::MapDType::kU8 : cuda::MapDType::kBF16;
@@ -82,13 +82,15 @@ Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& c
                             .box = {config.k_per_stage(), config.a_box_rows(), 1},
                             .swizzle = cuda::MapSwizzle::k128B}));
   const int64_t b_row = int64_t{shape.k} * bytes;
-  VOLLEY_TRY(call.b_map,
-             cuda::encode(driver, {.address = args.b,
-                                   .dtype = element,
-                                   .dims = {shape.k, shape.n, shape.num_groups},
-                                   .strides = {b_row, b_row * shape.n},
-                                   .box = {config.k_per_stage(), config.b_box_rows(), 1},
-                                   .swizzle = cuda::MapSwizzle::k128B}));
+  if (!config.fp4()) {
+    VOLLEY_TRY(call.b_map,
+               cuda::encode(driver, {.address = args.b,
+                                     .dtype = element,
+                                     .dims = {shape.k, shape.n, shape.num_groups},
+                                     .strides = {b_row, b_row * shape.n},
+                                     .box = {config.k_per_stage(), config.b_box_rows(), 1},
+                                     .swizzle = cuda::MapSwizzle::k128B}));
+  }
   if (fp8) {
     const int64_t row = args.a_scale_stride * 4;
     VOLLEY_TRY(call.scale_map,
@@ -206,6 +208,7 @@ Result<GemmCall> Gemm::prepare(const GemmArgs& arguments) {
                  .n = shape.n,
                  .k = shape.k,
                  .num_groups = shape.num_groups,
+                 .b = reinterpret_cast<const unsigned char*>(args.b),
                  .b_scale = reinterpret_cast<const float*>(args.b_scale),
                  .d = reinterpret_cast<void*>(args.d),
                  .d_stride = args.d_stride,

@@ -1,20 +1,24 @@
 #pragma once
 
-// Volley's matrix products on Hopper: D[m, n] = A[m, k] B[n, k]^T, FP8 or BF16, alone or grouped.
+// Volley's matrix products on Hopper: D[m, n] = A[m, k] B[n, k]^T, FP8, BF16, or FP8 tokens by FP4
+// weights, alone or grouped.
 //
 // Layouts, to the byte. All matrices are row-major; k is contiguous in A and B, n in D.
 //
-//   A        FP8 e4m3 (e4m3fn) or bf16. Row r begins at a + r * a_stride elements; a_stride >= k,
-//   and
+//   A        FP8 e4m3 (e4m3fn; also with FP4 weights) or bf16. Row r begins at a + r * a_stride
+//   elements; a_stride >= k, and
 //            a_stride rows are a multiple of 16 bytes apart. a is 16-byte aligned.
 //              dense, row index, prefix sum: m rows.
 //              masked: num_groups slabs of m rows, slab g begins at row g * m.
-//   a_scale  FP8 only: float, one for each row and 128 columns of A, "m-major": the scale of row r,
+//   a_scale  not bf16: float, one for each row and 128 columns of A, "m-major": the scale of row r,
 //            columns 128b..128b+127 is a_scale[b * a_scale_stride + r]; a_scale_stride >= m, a
 //            multiple of 4; 16-byte aligned. Masked: slab g begins at a_scale + g * (k/128) *
 //            a_scale_stride.
-//   B        [num_groups, n, k], packed, the type of A, 16-byte aligned.
-//   b_scale  FP8 only: float [num_groups, ceil(n/128), k/128], packed: one for each 128x128.
+//   B        [num_groups, n, k], packed, the type of A, 16-byte aligned. FP4: the tiles that
+//            pack_fp4() (fp4.h) makes, [num_groups, ceil(n/64), k/128] of 4352 (MX) or 4608 (NV)
+//            bytes, laid out as device/fp4_format.h says.
+//   b_scale  FP8: float [num_groups, ceil(n/128), k/128], packed: one for each 128x128. FP4: the
+//            row scales of pack_fp4(), float [num_groups, n rounded up to 64].
 //   D        bf16 or float. Row r begins at d + r * d_stride elements; d_stride >= n, rows a
 //   multiple of
 //            16 bytes apart; 16-byte aligned. Masked: num_groups slabs of m rows.
@@ -28,9 +32,11 @@
 //              masked: [num_groups], how many rows of each slab count, clamped to [0, m].
 //
 // value(D[r, c]) = sum over b of a_scale[r, b] * b_scale[c/128, b] * sum over the block of A * B;
-// the scales' product is rounded to float, then multiplied and added in one rounding. Which blocks
-// are added in which order: reduction_order() in gemm/shape.h. For one weight and plan, a row's
-// result has the same bits at every m, in every place, grouped or not (law 1).
+// the scales' product is rounded to float, then multiplied and added in one rounding. FP4: the same
+// without b_scale, B decoded to "value times group scale" relative to its row, and the row's scale
+// multiplied once, to the sum of all segments. Which blocks are added in which order:
+// reduction_order() in gemm/shape.h. For one weight and plan, a row's result has the same bits at
+// every m, in every place, grouped or not (law 1).
 //
 // Rows of D that are padding, or beyond a slab's count, may be written, with values of no meaning;
 // rows beyond m and columns beyond n are never written. D must not overlap the inputs.

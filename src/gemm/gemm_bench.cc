@@ -1,7 +1,7 @@
 // Times our products and cuBLASLt's side by side on one GPU, in one run.
 //
 //   gemm_bench [--json FILE] [--bundle FILE] [--filter TEXT,...] [--search N] [--skip-peer]
-//   [--bf16]
+//   [--bf16] [--mma fp8|bf16|mxfp4|nvfp4]
 //
 // cold: median over launches, the L2 cache flushed before each; includes the events' own cost. rot:
 // launches back to back in a graph over operands that together exceed the L2 cache threefold, per
@@ -9,7 +9,8 @@
 // Overlap::kWeights, each starting beside the end of the one before, as a layer's products do; rot
 // and cold are without. All contenders of a shape are timed in turn, round after round. --search N
 // also times the N configurations
-// that the model ranks first, which shows where the model errs.
+// that the model ranks first, which shows where the model errs. With FP4 weights our own FP8
+// product of the same shape is timed too, and cuBLASLt's baseline is FP8.
 
 #include <algorithm>
 #include <chrono>
@@ -23,9 +24,11 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "gemm/cublaslt_peer.h"
+#include "gemm/fp4.h"
 #include "gemm/gemm.h"
 #include "gemm/kernel_text.h"
 #include "gemm/reference.h"
+#include "gemm/shape_file.h"
 
 namespace volley::gemm {
 namespace {
@@ -39,7 +42,7 @@ struct Options {
   int search = 0;
   int segments = 0;
   bool skip_peer = false;
-  bool bf16 = false;
+  MmaKind mma = MmaKind::kFp8;
 };
 
 double us_since(Clock::time_point start) {
@@ -73,6 +76,12 @@ extern "C" __global__ void fill(unsigned* out, unsigned long long words, int kin
       word = low | (unsigned)high << 16;
     } else if (kind == 1) {  // two bf16
       asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(v[1]), "f"(v[0]));
+    } else if (kind == 3 || kind == 4) {  // packed FP4 tiles: values, then codes that all decode
+      const unsigned in_tile = i % (kind == 3 ? 1088 : 1152);
+      unsigned long long x = (i + 1) * 0x9E3779B97F4A7C15ull + seed;
+      x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+      const unsigned spread = kind == 3 ? 0x18181818 : 0x1F1F1F1F;  // MX: whole powers of two
+      word = in_tile < 1024 ? (unsigned)(x >> 32) : 0x28282828 + ((unsigned)(x >> 32) & spread);
     } else {  // a scale
       word = __float_as_uint(0.002f + 0.001f * fabsf(v[0]));
     }
@@ -88,9 +97,8 @@ struct BenchCase {
   double rows = 0;              // that count
 };
 
-std::vector<BenchCase> bench_cases(bool bf16) {
+std::vector<BenchCase> bench_cases(MmaKind mma) {
   std::vector<BenchCase> cases;
-  const MmaKind mma = bf16 ? MmaKind::kBf16 : MmaKind::kFp8;
   const auto dense = [&](int m, int n, int k) {
     cases.push_back({"dense", {.mma = mma, .m = m, .n = n, .k = k}, {}, static_cast<double>(m)});
   };
@@ -220,7 +228,7 @@ class Bench {
  private:
   std::vector<BenchCase> cases() const {
     std::vector<BenchCase> kept;
-    for (BenchCase& c : bench_cases(options_.bf16)) {
+    for (BenchCase& c : bench_cases(options_.mma)) {
       const std::string name = fmt::format("{} {}x{}x{}", c.group, c.shape.m, c.shape.n, c.shape.k);
       c.shape.segments = options_.segments;
       if (matches(name)) kept.push_back(std::move(c));
@@ -265,6 +273,12 @@ class Bench {
           sources.push_back(kernel_source(candidate.config));
         }
       }
+      if (has_fp4_weights(c.shape.mma)) {
+        GemmShape wide = c.shape;
+        wide.mma = MmaKind::kFp8;
+        VOLLEY_TRY(const GemmConfig config, choose_config(wide, gemm_->device()));
+        sources.push_back(kernel_source(config));
+      }
     }
     const auto start = Clock::now();
     VOLLEY_TRY_STATUS(kernels_->warm_up(
@@ -304,9 +318,17 @@ class Bench {
     GemmCall call;
   };
 
+  static double weight_bytes(const GemmShape& s) {
+    if (!has_fp4_weights(s.mma)) {
+      return double{1} * s.num_groups * s.n * s.k * (s.mma == MmaKind::kFp8 ? 1 : 2);
+    }
+    return double{1} * s.num_groups * ceil_div(s.n, kFp4StripRows) * (s.k / kFp4BlockCols) *
+           fp4_tile_bytes(s.mma == MmaKind::kNvFp4);
+  }
+
   Result<Operands> make_operands(const BenchCase& c, unsigned seed) {
     const GemmShape& s = c.shape;
-    const bool fp8 = s.mma == MmaKind::kFp8;
+    const bool fp8 = has_fp8_tokens(s.mma), fp4 = has_fp4_weights(s.mma);
     const size_t bytes = fp8 ? 1 : 2;
     const size_t rows = static_cast<size_t>(s.m) *
                         static_cast<size_t>(s.grouping == Grouping::kMasked ? s.num_groups : 1);
@@ -314,12 +336,18 @@ class Bench {
     const auto k = static_cast<size_t>(s.k), n = static_cast<size_t>(s.n),
                g = static_cast<size_t>(s.num_groups);
     VOLLEY_TRY(o.a, random_buffer(rows * k * bytes, fp8 ? 0 : 1, 4 * seed));
-    VOLLEY_TRY(o.b, random_buffer(g * n * k * bytes, fp8 ? 0 : 1, 4 * seed + 1));
+    if (fp4) {
+      VOLLEY_TRY(o.b, random_buffer(static_cast<size_t>(weight_bytes(s)),
+                                    s.mma == MmaKind::kNvFp4 ? 4 : 3, 4 * seed + 1));
+    } else {
+      VOLLEY_TRY(o.b, random_buffer(g * n * k * bytes, fp8 ? 0 : 1, 4 * seed + 1));
+    }
     VOLLEY_TRY(o.d, cuda::Buffer::allocate(*context_, rows * n * 2));
     o.args.shape = s;
     if (fp8) {
       VOLLEY_TRY(o.a_scale, random_buffer((rows + 4 * g) * (k / 128) * 4, 2, 4 * seed + 2));
-      VOLLEY_TRY(o.b_scale, random_buffer(g * ((n + 127) / 128) * (k / 128) * 4, 2, 4 * seed + 3));
+      const size_t b_scales = fp4 ? g * ((n + 63) / 64 * 64) : g * ((n + 127) / 128) * (k / 128);
+      VOLLEY_TRY(o.b_scale, random_buffer(b_scales * 4, 2, 4 * seed + 3));
       o.args.a_scale = o.a_scale.get();
       o.args.b_scale = o.b_scale.get();
     }
@@ -441,6 +469,26 @@ class Bench {
     return quantile(us, 0.5);
   }
 
+  // Row `row` of FP4 weight `weight` as `one`'s only one.
+  static Status download_fp4_row(const GemmShape& s, const Operands& o, int64_t weight, int64_t row,
+                                 HostProblem& one) {
+    const auto strip_bytes = static_cast<size_t>(s.k / kFp4BlockCols) *
+                             static_cast<size_t>(fp4_tile_bytes(s.mma == MmaKind::kNvFp4));
+    const int64_t strip = weight * ceil_div(s.n, kFp4StripRows) + row / kFp4StripRows;
+    std::vector<uint8_t> tiles(strip_bytes);
+    std::vector<float> scales(kFp4StripRows);
+    VOLLEY_TRY_STATUS(
+        o.b.download(tiles.data(), strip_bytes, static_cast<size_t>(strip) * strip_bytes));
+    VOLLEY_TRY_STATUS(o.b_scale.download(scales.data(), scales.size() * 4,
+                                         static_cast<size_t>(strip) * scales.size() * 4));
+    one.b_values.resize(static_cast<size_t>(s.k));
+    for (int64_t i = 0; i < s.k; ++i) {
+      one.b_values[static_cast<size_t>(i)] = static_cast<float>(
+          packed_fp4_value(s.mma, tiles, scales, kFp4StripRows, s.k, 0, row % kFp4StripRows, i));
+    }
+    return {};
+  }
+
   // A few values of the timed kernel's output against the reference: a wrong kernel has no speed.
   Status spot_check(const BenchCase& c, Operands& o, int num_values) {
     if (c.shape.grouping == Grouping::kRowIndex && c.shape.m > 10000) return {};
@@ -452,7 +500,7 @@ class Bench {
     VOLLEY_TRY_STATUS(gemm_->launch(o.call, stream_->get()));
     VOLLEY_TRY_STATUS(context_->synchronize());
     // One row of A and one of B at a time, in a problem of one row and 128 columns.
-    const bool fp8 = s.mma == MmaKind::kFp8;
+    const bool fp8 = has_fp8_tokens(s.mma), fp4 = has_fp4_weights(s.mma);
     const size_t row_bytes = static_cast<size_t>(s.k) * (fp8 ? 1 : 2);
     const auto weights = row_weights(s, c.groups);
     const int blocks = s.k / 128, n_groups = ceil_div(s.n, 128);
@@ -464,11 +512,15 @@ class Bench {
       HostProblem one;
       one.shape = {.mma = s.mma, .m = 1, .n = 8, .k = s.k};
       one.a.resize(row_bytes);
-      one.b.resize(row_bytes);
       VOLLEY_TRY_STATUS(
           o.a.download(one.a.data(), row_bytes, static_cast<size_t>(row) * row_bytes));
-      VOLLEY_TRY_STATUS(o.b.download(one.b.data(), row_bytes,
-                                     static_cast<size_t>(weight * int64_t{s.n} + col) * row_bytes));
+      if (fp4) {
+        VOLLEY_TRY_STATUS(download_fp4_row(s, o, weight, col, one));
+      } else {
+        one.b.resize(row_bytes);
+        VOLLEY_TRY_STATUS(o.b.download(
+            one.b.data(), row_bytes, static_cast<size_t>(weight * int64_t{s.n} + col) * row_bytes));
+      }
       if (fp8) {
         const int64_t stride = round_up(s.m, 4), slab = row / s.m;
         one.a_scale_stride = 4;
@@ -479,9 +531,11 @@ class Bench {
               &one.a_scale[static_cast<size_t>(b) * 4], 4,
               static_cast<size_t>((slab * blocks + b) * stride + row % s.m) * 4));
         }
-        VOLLEY_TRY_STATUS(o.b_scale.download(
-            one.b_scale.data(), one.b_scale.size() * 4,
-            static_cast<size_t>((weight * int64_t{n_groups} + col / 128) * blocks) * 4));
+        if (!fp4) {
+          VOLLEY_TRY_STATUS(o.b_scale.download(
+              one.b_scale.data(), one.b_scale.size() * 4,
+              static_cast<size_t>((weight * int64_t{n_groups} + col / 128) * blocks) * 4));
+        }
       }
       const std::vector<int32_t> only = {0};
       const ReferenceValue want = reference_value(one, only, 0, 0);
@@ -498,9 +552,8 @@ class Bench {
 
   Result<Json> time_case(const BenchCase& c) {
     const GemmShape& s = c.shape;
-    const double in_bytes = s.mma == MmaKind::kFp8 ? 1 : 2;
-    const double groups = s.num_groups;
-    const double bytes = c.rows * s.k * in_bytes + groups * s.n * s.k * in_bytes + c.rows * s.n * 2;
+    const double in_bytes = has_fp8_tokens(s.mma) ? 1 : 2;
+    const double bytes = c.rows * s.k * in_bytes + weight_bytes(s) + c.rows * s.n * 2;
     const double flops = 2 * c.rows * s.n * s.k;
     const auto num_sets = static_cast<size_t>(std::clamp(
         std::ceil(3.0 * static_cast<double>(context_->info().l2_bytes) / bytes) + 1, 2.0, 64.0));
@@ -534,17 +587,42 @@ class Bench {
                       this](size_t set) { return gemm_->launch(calls[i][set], stream_->get()); },
            .cold = i % 2 == 0});
     }
+    // FP4 weights: our FP8 product of the same shape.
+    BenchCase wide = c;
+    std::vector<Operands> wide_sets;
+    std::vector<GemmCall> wide_calls[2];
+    if (has_fp4_weights(s.mma)) {
+      wide.shape.mma = MmaKind::kFp8;
+      for (size_t i = 0; i < num_sets; ++i) {
+        VOLLEY_TRY(Operands o, make_operands(wide, static_cast<unsigned>(i + 1)));
+        for (const int overlapped : {0, 1}) {
+          o.args.overlap = overlapped == 1 ? Overlap::kWeights : Overlap::kNone;
+          VOLLEY_TRY(o.call, gemm_->prepare(o.args));
+          wide_calls[overlapped].push_back(o.call);
+        }
+        wide_sets.push_back(std::move(o));
+      }
+      for (const int overlapped : {0, 1}) {
+        contenders.push_back({.launch =
+                                  [&wide_calls, overlapped, this](size_t set) {
+                                    return gemm_->launch(wide_calls[overlapped][set],
+                                                         stream_->get());
+                                  },
+                              .cold = overlapped == 0});
+      }
+    }
+    const std::vector<Operands>& peer_sets = wide_sets.empty() ? sets : wide_sets;
     std::string peer_error;
     bool has_peer = peer_ != nullptr && s.grouping == Grouping::kDense;
     if (has_peer) {
-      if (const Status prepared = peer_->prepare(s); !prepared) {
+      if (const Status prepared = peer_->prepare(wide.shape); !prepared) {
         has_peer = false;
         peer_error = prepared.error().message;
       }
     }
     if (has_peer) {
-      contenders.push_back({.launch = [&sets, this](size_t set) {
-        const Operands& o = sets[set];
+      contenders.push_back({.launch = [&peer_sets, this](size_t set) {
+        const Operands& o = peer_sets[set];
         return peer_->launch(o.a.get(), o.b.get(), o.d.get(), stream_->get());
       }});
     }
@@ -555,7 +633,8 @@ class Bench {
     const Times theirs = has_peer ? contenders.back().times : Times{};
     Json row;
     row["group"] = c.group;
-    row["mma"] = s.mma == MmaKind::kFp8 ? "fp8" : "bf16";
+    row["mma"] =
+        config_name(sets[0].call.config).substr(0, config_name(sets[0].call.config).find('-'));
     row["m"] = s.m;
     row["n"] = s.n;
     row["k"] = s.k;
@@ -572,6 +651,17 @@ class Bench {
     row["gb_s_rot"] = bytes / ours.rot_us / 1e3;
     row["gb_s_overlapped"] = bytes / overlapped_us / 1e3;
     row["host_us"] = host;
+    std::string beside;
+    if (!wide_sets.empty()) {
+      const Times& fp8 = contenders[calls.size()].times;
+      const double fp8_overlapped = contenders[calls.size() + 1].times.rot_us;
+      row["fp8_cold_us"] = fp8.cold_us;
+      row["fp8_rot_us"] = fp8.rot_us;
+      row["fp8_overlapped_us"] = fp8_overlapped;
+      beside = fmt::format("; our fp8 {:.1f} cold {:.1f} rot {:.1f} over: {:.2f} {:.2f} {:.2f}",
+                           fp8.cold_us, fp8.rot_us, fp8_overlapped, ours.cold_us / fp8.cold_us,
+                           ours.rot_us / fp8.rot_us, overlapped_us / fp8_overlapped);
+    }
     double ratio = 0;
     if (has_peer) {
       row["cublaslt_cold_us"] = theirs.cold_us;
@@ -586,10 +676,11 @@ class Bench {
     }
     fmt::print(
         "{:<19} {:>6} {:>6} {:>6} {:>3}  {:>8.1f} {:>8.1f} {:>8.1f} {:>7.0f} {:>6.0f} {:>6.1f}  "
-        "{:>8.1f} {:>8.1f} {:>5.2f} {:>5.2f}  {}\n",
+        "{:>8.1f} {:>8.1f} {:>5.2f} {:>5.2f}  {}{}\n",
         c.group, s.m, s.n, s.k, s.num_groups, ours.cold_us, ours.rot_us, overlapped_us,
         flops / ours.cold_us / 1e6, bytes / ours.rot_us / 1e3, configs[0].us, theirs.cold_us,
-        theirs.rot_us, theirs.cold_us / ours.cold_us, ratio, config_name(configs[0].config));
+        theirs.rot_us, theirs.cold_us / ours.cold_us, ratio, config_name(configs[0].config),
+        beside);
     Json searched = Json::array();
     for (size_t i = 1; i < configs.size(); ++i) {
       const Times& other = contenders[2 * i].times;
@@ -643,11 +734,13 @@ Result<Options> parse(int argc, char** argv) {
     } else if (word == "--skip-peer") {
       options.skip_peer = true;
     } else if (word == "--bf16") {
-      options.bf16 = true;
+      options.mma = MmaKind::kBf16;
+    } else if (word == "--mma") {
+      VOLLEY_TRY(options.mma, mma_from_name(value()));
     } else {
       return invalid(
           "unknown argument {}; expected --json FILE, --bundle FILE, --filter TEXT, "
-          "--search N, --segments N, --skip-peer, --bf16",
+          "--search N, --segments N, --skip-peer, --bf16, --mma NAME",
           word);
     }
   }

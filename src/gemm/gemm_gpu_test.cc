@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -75,7 +76,7 @@ class DeviceProblem {
     const GemmShape& shape = host.shape;
     a_ = upload(host.a);
     b_ = upload(host.b);
-    if (shape.mma == MmaKind::kFp8) {
+    if (has_fp8_tokens(shape.mma)) {
       a_scale_ = upload(host.a_scale);
       b_scale_ = upload(host.b_scale);
     }
@@ -92,10 +93,10 @@ class DeviceProblem {
     GemmArgs args;
     args.shape = host_.shape;
     if (m >= 0) args.shape.m = m;
-    const int64_t a_bytes = host_.shape.mma == MmaKind::kFp8 ? 1 : 2;
+    const int64_t a_bytes = has_fp8_tokens(host_.shape.mma) ? 1 : 2;
     args.a = a_.get() + static_cast<uint64_t>(first_row * int64_t{host_.shape.k} * a_bytes);
     args.b = b_.get();
-    if (host_.shape.mma == MmaKind::kFp8) {
+    if (has_fp8_tokens(host_.shape.mma)) {
       args.a_scale = a_scale_.get() + 4 * static_cast<uint64_t>(first_row);
       args.b_scale = b_scale_.get();
     }
@@ -310,9 +311,11 @@ TEST_P(GemmCandidates, AgreeWithTheReferenceAndWithEachOtherToTheBit) {
   check_candidates(random_problem(shape, some_groups(shape), 7), GetParam().step);
 }
 
+constexpr std::array kAllKinds = {MmaKind::kFp8, MmaKind::kBf16, MmaKind::kMxFp4, MmaKind::kNvFp4};
+
 std::vector<CandidateCase> candidate_cases() {
   std::vector<CandidateCase> cases;
-  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16}) {
+  for (const MmaKind mma : kAllKinds) {
     for (const int segments : {1, 4}) {
       cases.push_back({{.mma = mma, .m = 200, .n = 328, .k = 1152, .segments = segments}, 1});
     }
@@ -346,6 +349,13 @@ TEST_F(GemmGpu, TailsAndExtremeShapes) {
            {.mma = MmaKind::kBf16, .m = 1, .n = 8, .k = 128},
            {.mma = MmaKind::kBf16, .m = 65, .n = 2112, .k = 1024},
            {.mma = MmaKind::kBf16, .m = 300, .n = 1032, .k = 384},
+           {.mma = MmaKind::kMxFp4, .m = 1, .n = 8, .k = 128},
+           {.mma = MmaKind::kMxFp4, .m = 65, .n = 2112, .k = 1024},
+           {.mma = MmaKind::kMxFp4, .m = 3, .n = 24, .k = 16384},
+           {.mma = MmaKind::kMxFp4, .m = 300, .n = 4104, .k = 384},
+           {.mma = MmaKind::kNvFp4, .m = 1, .n = 8, .k = 128},
+           {.mma = MmaKind::kNvFp4, .m = 65, .n = 2112, .k = 1024},
+           {.mma = MmaKind::kNvFp4, .m = 300, .n = 4104, .k = 384},
        }) {
     SCOPED_TRACE(fmt::format("{}x{}x{}", shape.m, shape.n, shape.k));
     const HostProblem host = random_problem(shape, {}, 3);
@@ -355,7 +365,7 @@ TEST_F(GemmGpu, TailsAndExtremeShapes) {
 }
 
 TEST_F(GemmGpu, ARowHasTheSameBitsAtEveryMAndInEveryPlace) {
-  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16}) {
+  for (const MmaKind mma : kAllKinds) {
     for (const auto& [n, k] : {std::pair{2112, 2048}, {6144, 512}}) {
       const GemmShape shape = {.mma = mma, .m = 512, .n = n, .k = k};
       SCOPED_TRACE(fmt::format("n {}, k {}, {} segments", n, k, segments_of(shape)));

@@ -12,6 +12,7 @@
 #include <random>
 
 #include "cuda/fake_driver.h"
+#include "gemm/fp4.h"
 #include "gemm/kernel_text.h"
 #include "gemm/quantize.h"
 #include "gemm/reference.h"
@@ -176,7 +177,7 @@ TEST(KernelText, KernelsCompileWithoutSpills) {
   auto nvrtc = jit::load_nvrtc();
   if (!nvrtc) GTEST_SKIP() << "not run: " << nvrtc.error().message;
   std::vector<GemmConfig> configs;
-  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16}) {
+  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16, MmaKind::kMxFp4, MmaKind::kNvFp4}) {
     // The heaviest users of registers, and one of every other kind.
     std::vector<GemmShape> shapes = {
         {.mma = mma, .m = 8192, .n = 8192, .k = 8192},
@@ -285,6 +286,169 @@ TEST(Quantize, ScalesMoveToTheMMajorLayout) {
   EXPECT_THAT(*moved, testing::ElementsAre(1, 3, 5, 0, 2, 4, 6, 0));
   EXPECT_FALSE(scales_to_m_major(row_major, 3, 2, 5));
   EXPECT_FALSE(scales_to_m_major(row_major, 4, 2, 4));
+}
+
+TEST(Fp4, ValuesAndTheirNearestCodes) {
+  const float values[] = {0, 0.5F, 1, 1.5F, 2, 3, 4, 6};
+  for (uint8_t code = 0; code < 8; ++code) {
+    EXPECT_EQ(e2m1_to_float(code), values[code]);
+    EXPECT_EQ(e2m1_to_float(code | 8), -values[code]);
+    EXPECT_EQ(float_to_e2m1(values[code]), code);
+    if (code == 7) continue;
+    const float middle = (values[code] + values[code + 1]) / 2;
+    EXPECT_EQ(float_to_e2m1(middle), code % 2 == 0 ? code : code + 1) << "ties to even";
+    EXPECT_EQ(float_to_e2m1(std::nextafter(middle, 0.0F)), code);
+    EXPECT_EQ(float_to_e2m1(-std::nextafter(middle, 9.0F)), (code + 1) | 8);
+  }
+  EXPECT_EQ(float_to_e2m1(1e30F), 7);
+}
+
+TEST(Fp4, TheLayoutUsesEveryBitOnce) {
+  for (const bool nv : {false, true}) {
+    std::vector<int> uses(static_cast<size_t>(fp4_tile_bytes(nv)) * 8);
+    for (int row = 0; row < kFp4StripRows; ++row) {
+      for (int col = 0; col < kFp4BlockCols; ++col) {
+        const Fp4Position at = fp4_position(row, col);
+        for (int bit = 0; bit < 3; ++bit)
+          ++uses[static_cast<size_t>(at.byte * 8 + at.magnitude_bit + bit)];
+        ++uses[static_cast<size_t>(at.byte * 8 + at.sign_bit)];
+      }
+      for (int group = 0; group < fp4_groups(nv); ++group) {
+        for (int bit = 0; bit < 8; ++bit)
+          ++uses[static_cast<size_t>(fp4_scale_byte(nv, row, group) * 8 + bit)];
+      }
+    }
+    EXPECT_THAT(uses, testing::Each(1));
+  }
+}
+
+// Random nibbles under random scales from `low` to `high` (bytes of the format).
+Fp4Weight random_fp4(MmaKind format, int64_t groups, int64_t n, int64_t k, int low, int high) {
+  std::mt19937 random(7);
+  const auto draw = [&random](int from, int to) {
+    return static_cast<uint8_t>(std::uniform_int_distribution<int>(from, to)(random));
+  };
+  Fp4Weight w;
+  w.values.resize(static_cast<size_t>(groups * n * k / 2));
+  w.scales.resize(static_cast<size_t>(groups * n * k / (format == MmaKind::kNvFp4 ? 16 : 32)));
+  for (uint8_t& value : w.values) value = draw(0, 255);
+  for (uint8_t& scale : w.scales) scale = draw(low, high);
+  if (format == MmaKind::kNvFp4) w.tensor_scales.assign(static_cast<size_t>(groups), 0.037F);
+  return w;
+}
+
+TEST(Fp4, PackingKeepsEveryValueWhoseRowSpansElevenBinades) {
+  struct Case {
+    MmaKind format;
+    int low, high;
+  };
+  for (const Case& c : {Case{MmaKind::kMxFp4, 100, 111},
+                        {MmaKind::kMxFp4, 0, 11},
+                        {MmaKind::kMxFp4, 243, 254},
+                        {MmaKind::kNvFp4, 2, 84},
+                        {MmaKind::kNvFp4, 0x7E - 94, 0x7E}}) {
+    constexpr int64_t kGroups = 2, kN = 72, kK = 256;
+    const Fp4Weight w = random_fp4(c.format, kGroups, kN, kK, c.low, c.high);
+    const Fp4Matrix view = w.view(c.format, kGroups, kN, kK);
+    const auto packed = pack_fp4(view);
+    const auto values = dequantize_fp4(view);
+    ASSERT_TRUE(packed && values);
+    EXPECT_EQ(packed->num_rounded, 0) << "scales " << c.low << " to " << c.high;
+    EXPECT_EQ(packed->tiles.size(),
+              static_cast<size_t>(kGroups * 2 * 2 * fp4_tile_bytes(c.format == MmaKind::kNvFp4)));
+    for (int64_t i = 0; i < kGroups * kN * kK; ++i) {
+      const double got = packed_fp4_value(c.format, packed->tiles, packed->row_scales, kN, kK,
+                                          i / (kN * kK), i / kK % kN, i % kK);
+      const float want = (*values)[static_cast<size_t>(i)];
+      ASSERT_FLOAT_EQ(static_cast<float>(got), want) << i;
+    }
+    // What the kernels take: p + q codes that neither fall below a normal number nor pass 448.
+    const bool nv = c.format == MmaKind::kNvFp4;
+    for (size_t tile = 0; tile < packed->tiles.size();
+         tile += static_cast<size_t>(fp4_tile_bytes(nv))) {
+      for (int i = kFp4ValueBytes; i < fp4_tile_bytes(nv); ++i) {
+        const int code = packed->tiles[tile + static_cast<size_t>(i)];
+        ASSERT_GE(code, kFp4MinCode);
+        ASSERT_LE(code, nv ? kNvFp4MaxCode : kMxFp4MaxCode);
+      }
+    }
+  }
+}
+
+TEST(Fp4, AWiderSpanRoundsTheSmallestGroupsAndSaysSo) {
+  for (const MmaKind format : {MmaKind::kMxFp4, MmaKind::kNvFp4}) {
+    const bool nv = format == MmaKind::kNvFp4;
+    constexpr int64_t kN = 64, kK = 512;
+    const Fp4Weight w = random_fp4(format, 1, kN, kK, nv ? 1 : 90, nv ? 126 : 127);
+    const Fp4Matrix view = w.view(format, 1, kN, kK);
+    const auto packed = pack_fp4(view);
+    const auto values = dequantize_fp4(view);
+    ASSERT_TRUE(packed && values);
+    EXPECT_GT(packed->num_rounded, 0);
+    const int64_t cols = nv ? 16 : 32;
+    int64_t num_changed = 0;
+    for (int64_t row = 0; row < kN; ++row) {
+      float largest = 0;
+      for (int64_t g = 0; g < kK / cols; ++g) {
+        const uint8_t scale = w.scales[static_cast<size_t>(row * kK / cols + g)];
+        largest = std::max(largest,
+                           nv ? e4m3_to_float(scale) * 0.037F : std::ldexp(1.0F, int{scale} - 127));
+      }
+      for (int64_t col = 0; col < kK; ++col) {
+        const double got =
+            packed_fp4_value(format, packed->tiles, packed->row_scales, kN, kK, 0, row, col);
+        const double want = (*values)[static_cast<size_t>(row * kK + col)];
+        EXPECT_LE(std::fabs(got - want), largest * std::ldexp(1.0001, -12));
+        num_changed += std::fabs(got - want) > 1e-6 * std::fabs(want);
+      }
+    }
+    EXPECT_EQ(num_changed, packed->num_rounded);
+  }
+}
+
+TEST(Fp4, QuantisersKeepWithinHalfAStep) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  constexpr int64_t kN = 8, kK = 256;
+  std::vector<float> x(kN * kK);
+  for (float& value : x) value = normal(random);
+  std::fill_n(x.begin() + kK, 32, 0.0F);
+  for (const MmaKind format : {MmaKind::kMxFp4, MmaKind::kNvFp4}) {
+    const auto weight = quantize_fp4(x, format, 1, kN, kK);
+    ASSERT_TRUE(weight);
+    const auto values = dequantize_fp4(weight->view(format, 1, kN, kK));
+    ASSERT_TRUE(values);
+    const size_t cols = format == MmaKind::kNvFp4 ? 16 : 32;
+    for (size_t i = 0; i < x.size(); ++i) {
+      float amax = 0;
+      for (size_t j = i / cols * cols; j < (i / cols + 1) * cols; ++j)
+        amax = std::max(amax, std::fabs(x[j]));
+      // The widest step of e2m1 is 2; a scale is at most twice (MX) or 1/16 above (NV) amax / 6.
+      const float scale = amax / 6 * (format == MmaKind::kNvFp4 ? 1.07F : 2);
+      EXPECT_NEAR((*values)[i], x[i], scale + 1e-6F);
+    }
+    EXPECT_EQ((*values)[kK], 0);
+  }
+}
+
+TEST(Fp4, WrongWeightsAreNamed) {
+  const Fp4Weight good = random_fp4(MmaKind::kNvFp4, 1, 8, 128, 8, 100);
+  const auto objection = [&](auto change) {
+    Fp4Weight changed = good;
+    change(changed);
+    const auto packed = pack_fp4(changed.view(MmaKind::kNvFp4, 1, 8, 128));
+    return packed ? std::string() : packed.error().message;
+  };
+  EXPECT_EQ(objection([](auto&) {}), "");
+  EXPECT_THAT(objection([](auto& w) { w.scales[3] = 0x7F; }), HasSubstr("a scale of 0x7f"));
+  EXPECT_THAT(objection([](auto& w) { w.scales[3] = 0x88; }), HasSubstr("a scale of 0x88"));
+  EXPECT_THAT(objection([](auto& w) { w.scales.pop_back(); }), HasSubstr("of scales, expected 64"));
+  EXPECT_THAT(objection([](auto& w) { w.values.pop_back(); }),
+              HasSubstr("of values, expected 512"));
+  EXPECT_THAT(objection([](auto& w) { w.tensor_scales[0] = 0; }), HasSubstr("tensor scale of 0"));
+  EXPECT_FALSE(pack_fp4(good.view(MmaKind::kNvFp4, 1, 8, 100)));
+  EXPECT_FALSE(pack_fp4(good.view(MmaKind::kFp8, 1, 8, 128)));
+  EXPECT_FALSE(quantize_fp4(std::vector<float>(100), MmaKind::kMxFp4, 1, 1, 100));
 }
 
 TEST(Reference, AgreesWithProductsOfTheUnquantisedMatrices) {

@@ -10,6 +10,21 @@ const std::pair<std::string_view, std::string_view>* device_headers_end();
 
 namespace {
 
+// The kernel's header, what it calls, and with which of the entry's parameters.
+struct KernelBody {
+  const char* header;
+  const char* function;
+  const char* arguments;
+};
+
+KernelBody body_of(const GemmConfig& config) {
+  if (config.decodes_to_smem()) {
+    return {"fp4_wide_kernel.h", "run_fp4_wide_gemm", "a_map, scale_map, d_map, params"};
+  }
+  if (config.fp4()) return {"fp4_kernel.h", "run_fp4_gemm", "a_map, scale_map, params"};
+  return {"gemm_kernel.h", "run_gemm", "a_map, b_map, scale_map, d_map, params"};
+}
+
 std::string initializer(const GemmConfig& c) {
   return fmt::format(
       "MmaKind({}), OutKind({}), Grouping({}), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}",
@@ -27,7 +42,7 @@ std::string wgmma_header(MmaKind mma, int n) {
     names += fmt::format("{}%{}", i > 0 ? ", " : "", i);
     operands += fmt::format("{}\"+f\"(d[{}])", i > 0 ? ", " : "", i);
   }
-  const bool fp8 = mma == MmaKind::kFp8;
+  const bool fp8 = has_fp8_tokens(mma);
   std::string text = fmt::format(
       R"(#pragma once
 #include "gemm/device/portable.h"
@@ -66,19 +81,26 @@ jit::KernelSource kernel_source(const GemmConfig& config) {
   jit::KernelSource source;
   source.name = config_name(config);
   source.entry = kKernelEntry;
+  const KernelBody body = body_of(config);
   source.text = fmt::format(
-      R"(#include "gemm/device/sm90/gemm_kernel.h"
+      R"(#include "gemm/device/sm90/{}"
 namespace volley::gemm {{
 extern "C" __global__ void __launch_bounds__({}, {})
 {}(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
             const __grid_constant__ TensorMap scale_map, const __grid_constant__ TensorMap d_map,
             const __grid_constant__ GemmParams params) {{
-  run_gemm<GemmConfig{{{}}}>(a_map, b_map, scale_map, d_map, params);
+  {}<GemmConfig{{{}}}>({});
 }}
 }}  // namespace volley::gemm
 )",
-      config.num_threads(), config.ctas_per_sm, kKernelEntry, initializer(config));
+      body.header, config.num_threads(), config.ctas_per_sm, kKernelEntry, body.function,
+      initializer(config), body.arguments);
   for (auto header = device_headers_begin(); header != device_headers_end(); ++header) {
+    // Only what can be in its closure.
+    if (!config.fp4() && header->first.find("fp4_") != std::string_view::npos &&
+        header->first.ends_with("kernel.h")) {
+      continue;
+    }
     source.headers.push_back({std::string(header->first), std::string(header->second)});
   }
   source.headers.push_back(

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "gemm/fp4.h"
 #include "gemm/quantize.h"
 #include "tensor/float_formats.h"
 
@@ -12,7 +13,7 @@ namespace volley::gemm {
 namespace {
 
 double element(const std::vector<uint8_t>& bytes, MmaKind mma, int64_t index) {
-  if (mma == MmaKind::kFp8) return e4m3_to_float(bytes[static_cast<size_t>(index)]);
+  if (has_fp8_tokens(mma)) return e4m3_to_float(bytes[static_cast<size_t>(index)]);
   uint16_t bits = 0;
   std::memcpy(&bits, bytes.data() + 2 * index, 2);
   return bf16_to_float(bits);
@@ -87,25 +88,28 @@ ReferenceValue reference_value(const HostProblem& problem, std::span<const int32
   const GemmShape& shape = problem.shape;
   const int weight = weights[static_cast<size_t>(row)];
   if (weight < 0) return {};
-  const bool fp8 = shape.mma == MmaKind::kFp8;
+  const bool fp8 = has_fp8_tokens(shape.mma), fp4 = has_fp4_weights(shape.mma);
   const int64_t slab = row / shape.m, in_slab = row % shape.m, blocks = shape.k / kQuantGroup;
   const int64_t n_groups = ceil_div(shape.n, kQuantGroup);
   ReferenceValue out;
   for (int64_t block = 0; block < blocks; ++block) {
     double sum = 0, magnitude = 0;
     for (int64_t i = block * kQuantGroup; i < (block + 1) * kQuantGroup; ++i) {
+      const int64_t in_b = (weight * int64_t{shape.n} + col) * shape.k + i;
       const double product =
           element(problem.a, shape.mma, row * shape.k + i) *
-          element(problem.b, shape.mma, (weight * int64_t{shape.n} + col) * shape.k + i);
+          (fp4 ? problem.b_values[static_cast<size_t>(in_b)] : element(problem.b, shape.mma, in_b));
       sum += product;
       magnitude += std::fabs(product);
     }
     double scale = 1;
     if (fp8) {
-      scale = double{problem.a_scale[static_cast<size_t>(
-                  (slab * blocks + block) * problem.a_scale_stride + in_slab)]} *
-              problem.b_scale[static_cast<size_t>((weight * n_groups + col / kQuantGroup) * blocks +
-                                                  block)];
+      scale = problem.a_scale[static_cast<size_t>((slab * blocks + block) * problem.a_scale_stride +
+                                                  in_slab)];
+      if (!fp4) {
+        scale *= problem.b_scale[static_cast<size_t>(
+            (weight * n_groups + col / kQuantGroup) * blocks + block)];
+      }
     }
     out.value += scale * sum;
     out.magnitude += std::fabs(scale) * magnitude;
@@ -119,8 +123,11 @@ double error_bound(const GemmShape& shape, const ReferenceValue& reference) {
   // last place for every product. BF16 products are kept to float's 24 bits. Float adds of blocks
   // and segments follow; then the output's own rounding.
   const double blocks = static_cast<double>(shape.k) / kQuantGroup;
-  const double in_block = shape.mma == MmaKind::kFp8 ? std::ldexp(1.0, -12) : std::ldexp(1.0, -21);
-  const double between = (blocks + 4) * std::ldexp(1.0, -23);
+  // NV weights are two products each: twice as many additions.
+  const double in_block = shape.mma == MmaKind::kBf16    ? std::ldexp(1.0, -21)
+                          : shape.mma == MmaKind::kNvFp4 ? std::ldexp(1.0, -11)
+                                                         : std::ldexp(1.0, -12);
+  const double between = (blocks + 5) * std::ldexp(1.0, -23);
   const double rounding = shape.out == OutKind::kBf16 ? std::ldexp(1.0, -8) : std::ldexp(1.0, -23);
   return reference.magnitude * (in_block + between) + std::fabs(reference.value) * rounding + 1e-30;
 }
@@ -145,6 +152,19 @@ HostProblem random_problem(const GemmShape& shape, std::vector<int32_t> groups, 
     problem.a.insert(problem.a.end(), part->values.begin(), part->values.end());
     problem.a_scale.insert(problem.a_scale.end(), part->scales.begin(), part->scales.end());
     problem.a_scale_stride = part->scale_stride;
+  }
+  if (has_fp4_weights(shape.mma)) {
+    const auto weight = quantize_fp4(b, shape.mma, shape.num_groups, shape.n, k);
+    CHECK(weight.has_value());
+    const Fp4Matrix view = weight->view(shape.mma, shape.num_groups, shape.n, k);
+    auto values = dequantize_fp4(view);
+    auto packed = pack_fp4(view);
+    CHECK(values.has_value() && packed.has_value());
+    CHECK_EQ(packed->num_rounded, 0);
+    problem.b_values = std::move(*values);
+    problem.b = std::move(packed->tiles);
+    problem.b_scale = std::move(packed->row_scales);
+    return problem;
   }
   auto weight = quantize_weight(b, shape.num_groups, shape.n, k);
   CHECK(weight.has_value());

@@ -18,6 +18,7 @@ struct HostProblem {
   int64_t a_scale_stride = 0;
   std::vector<uint8_t> b;
   std::vector<float> b_scale;
+  std::vector<float> b_values;  // FP4: [num_groups, n, k], what the checkpoint's values stand for
   std::vector<int32_t> groups;
 
   int num_slabs() const { return shape.grouping == Grouping::kMasked ? shape.num_groups : 1; }

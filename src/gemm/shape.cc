@@ -5,26 +5,38 @@
 #include <tuple>
 
 #include "gemm/device/tile_scheduler.h"
+#include "gemm/fp4_plan.h"
 
 namespace volley::gemm {
 namespace {
 
 // 64-row tiles below which a weight's K is cut. More for FP8: BF16 kernels for many tokens pay a
-// third for the second set of sums.
+// third for the second set of sums. Most for FP4, whose tiles have no fewer rows.
 constexpr int kMinFilledTilesFp8 = 44;
 constexpr int kMinFilledTilesBf16 = 16;
+constexpr int kMinFilledTilesFp4 = 100;
 constexpr int kMinBlocksPerSegment = 8;  // 128-byte blocks of K
 constexpr int kMinMulticastRows = 512;   // of one weight
 
 int element_bytes(MmaKind mma) {
-  return mma == MmaKind::kFp8 ? 1 : 2;
+  return has_fp8_tokens(mma) ? 1 : 2;
 }
 int out_bytes(OutKind out) {
   return out == OutKind::kBf16 ? 2 : 4;
 }
 
 const char* name_of(MmaKind mma) {
-  return mma == MmaKind::kFp8 ? "fp8" : "bf16";
+  switch (mma) {
+    case MmaKind::kFp8:
+      return "fp8";
+    case MmaKind::kBf16:
+      return "bf16";
+    case MmaKind::kMxFp4:
+      return "mxfp4";
+    case MmaKind::kNvFp4:
+      return "nvfp4";
+  }
+  return "";
 }
 const char* name_of(OutKind out) {
   return out == OutKind::kBf16 ? "bf16" : "f32";
@@ -245,6 +257,7 @@ auto order_of(const GemmConfig& c) {
 
 std::vector<CandidateConfig> rank_for_rows(const GemmShape& shape, const DeviceSpec& device,
                                            int rows) {
+  if (has_fp4_weights(shape.mma)) return rank_fp4_configs(shape, device, rows);
   std::vector<CandidateConfig> ranked;
   for (const GemmConfig& config : candidates(shape, device)) {
     ranked.push_back(cost(shape, device, config, rows));
@@ -298,7 +311,9 @@ Status validate(const GemmShape& shape) {
 int reduction_segments(MmaKind mma, int num_groups, int n, int k) {
   const int64_t tiles = static_cast<int64_t>(ceil_div(n, 64)) * num_groups;
   const int blocks = k / (128 / element_bytes(mma));
-  const int min_tiles = mma == MmaKind::kFp8 ? kMinFilledTilesFp8 : kMinFilledTilesBf16;
+  const int min_tiles = has_fp4_weights(mma)   ? kMinFilledTilesFp4
+                        : mma == MmaKind::kFp8 ? kMinFilledTilesFp8
+                                               : kMinFilledTilesBf16;
   int segments = 1;
   while (segments < kMaxSegments && tiles * segments < min_tiles &&
          blocks / (2 * segments) >= kMinBlocksPerSegment) {

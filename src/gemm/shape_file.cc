@@ -53,7 +53,9 @@ Result<GemmShape> parse_shape(const Json& object) {
 Result<MmaKind> mma_from_name(std::string_view name) {
   if (name == "fp8") return MmaKind::kFp8;
   if (name == "bf16") return MmaKind::kBf16;
-  return invalid("mma: expected fp8 or bf16, got {}", name);
+  if (name == "mxfp4") return MmaKind::kMxFp4;
+  if (name == "nvfp4") return MmaKind::kNvFp4;
+  return invalid("mma: expected fp8, bf16, mxfp4 or nvfp4, got {}", name);
 }
 
 Result<OutKind> out_from_name(std::string_view name) {

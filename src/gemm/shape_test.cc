@@ -49,7 +49,7 @@ GemmShape dense(const DenseShape& s, MmaKind mma = MmaKind::kFp8) {
 
 std::vector<GemmShape> all_shapes() {
   std::vector<GemmShape> shapes;
-  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16}) {
+  for (const MmaKind mma : {MmaKind::kFp8, MmaKind::kBf16, MmaKind::kMxFp4, MmaKind::kNvFp4}) {
     for (const DenseShape& s : dense_shapes()) shapes.push_back(dense(s, mma));
     for (const auto& [n, k] : {std::pair{4096, 7168}, {7168, 2048}}) {
       for (const auto& [groups, rows] : {std::pair{4, 8192}, {8, 4096}}) {
@@ -156,7 +156,7 @@ TEST(Choice, NoPredictionBeatsTheRoofline) {
     const int groups = shape.grouping == Grouping::kDense ? 1 : shape.num_groups;
     const double rows =
         shape.grouping == Grouping::kMasked ? double{1} * shape.expected_m * groups : shape.m;
-    const double peak = shape.mma == MmaKind::kFp8 ? 8192.0 : 4096.0;
+    const double peak = has_fp8_tokens(shape.mma) ? 8192.0 : 4096.0;
     const double flops = 2.0 * rows * shape.n * shape.k;
     const double floor_us = flops / (peak * kH100.num_sms * kH100.clock_ghz * 1e3);
     EXPECT_GE(rank_configs(shape, kH100).front().us, floor_us);
@@ -170,6 +170,19 @@ TEST(Choice, ManyTokensTakeLargeTilesAndFewTokensNarrowOnes) {
   for (const int m : {1, 8, 16, 64}) {
     const GemmConfig few = *choose_config(dense({m, 24576, 4096}), kH100);
     EXPECT_LE(few.tile_m, m <= 16 ? 24 : 64) << m;
+  }
+}
+
+TEST(Choice, Fp4WeightsAreDecodedInRegistersForFewTokensOnly) {
+  for (const MmaKind mma : {MmaKind::kMxFp4, MmaKind::kNvFp4}) {
+    for (const int m : {1, 16, 64, 4096}) {
+      const GemmConfig config = *choose_config(dense({m, 24576, 4096}, mma), kH100);
+      EXPECT_EQ(config.mma, mma);
+      EXPECT_EQ(config.decodes_to_smem(), m == 4096) << config_name(config);
+      if (m < 4096) {
+        EXPECT_LE(config.tile_m, round_up(m, 8) + 8);
+      }
+    }
   }
 }
 
@@ -420,7 +433,8 @@ TEST(SmemLayout, PartsAreAlignedAndDoNotOverlap) {
       const GemmConfig& c = candidate.config;
       const SmemLayout s = smem_layout(c);
       EXPECT_EQ(s.a_bytes % 1024, 0);
-      EXPECT_EQ(s.b_bytes % 1024, 0);
+      EXPECT_EQ(s.b_bytes % (c.fp4() ? 128 : 1024), 0);
+      EXPECT_EQ(s.stage_bytes % 1024, 0);
       EXPECT_EQ(s.store % 1024, 0);
       EXPECT_EQ(s.store_bytes % 1024, 0);
       EXPECT_EQ(s.partial % 16, 0);
@@ -430,8 +444,7 @@ TEST(SmemLayout, PartsAreAlignedAndDoNotOverlap) {
       EXPECT_LE(s.stage_bytes * c.num_stages, s.store);
       EXPECT_LE(s.store + s.store_bytes * c.math_warpgroups(), s.partial);
       EXPECT_LE(s.partial + s.partial_bytes * c.math_warpgroups(), s.scales);
-      EXPECT_LE(s.scales + s.scale_stride * (c.mma == MmaKind::kFp8 ? c.num_stages : 0),
-                s.barriers);
+      EXPECT_LE(s.scales + s.scale_stride * (has_fp8_tokens(c.mma) ? c.num_stages : 0), s.barriers);
       EXPECT_LE(s.barriers + (2 * c.num_stages + 2) * 8, s.total_bytes);
     }
   }

@@ -93,4 +93,30 @@ constexpr uint8_t float_to_e4m3(float value) {
   return static_cast<uint8_t>(sign | float_formats_detail::round_magnitude<3, -6>(magnitude));
 }
 
+// e2m1: the low four bits of `bits`. 0, 1/2, 1, 3/2, 2, 3, 4, 6, and the same with a sign.
+constexpr float e2m1_to_float(uint8_t bits) {
+  const int exponent = bits >> 1 & 3, mantissa = bits & 1;
+  const float magnitude = exponent == 0 ? 0.5F * static_cast<float>(mantissa)
+                                        : (1.0F + 0.5F * static_cast<float>(mantissa)) *
+                                              static_cast<float>(1 << (exponent - 1));
+  return (bits & 8) != 0 ? -magnitude : magnitude;
+}
+
+// Ties to the even code; beyond 6, NaN included, 6.
+constexpr uint8_t float_to_e2m1(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint8_t>(bits >> 28 & 8);
+  const float x = std::bit_cast<float>(bits & 0x7FFFFFFFu);
+  // Up to and including the middle between two codes where the lower one is even.
+  const int code = x <= 0.25F   ? 0
+                   : x < 0.75F  ? 1
+                   : x <= 1.25F ? 2
+                   : x < 1.75F  ? 3
+                   : x <= 2.5F  ? 4
+                   : x < 3.5F   ? 5
+                   : x <= 5.0F  ? 6
+                                : 7;
+  return static_cast<uint8_t>(sign | code);
+}
+
 }  // namespace volley

@@ -3,14 +3,26 @@
 // A kernel's configuration is one value, and what follows from it (threads, roles, shared memory)
 // is computed here by the same functions on host and device.
 
+#include "gemm/device/fp4_format.h"
 #include "gemm/device/portable.h"
 
 namespace volley::gemm {
 
 enum class MmaKind : int {
-  kFp8,   // e4m3 x e4m3, one float scale for each 1x128 of A and each 128x128 of B
-  kBf16,  // bf16 x bf16, no scales
+  kFp8,    // e4m3 x e4m3, one float scale for each 1x128 of A and each 128x128 of B
+  kBf16,   // bf16 x bf16, no scales
+  kMxFp4,  // e4m3 (1x128 scales) x e2m1, a power of two for each 1x32 of B
+  kNvFp4,  // e4m3 (1x128 scales) x e2m1, an e4m3 scale for each 1x16 of B and a float for all of it
 };
+
+// Weights packed as fp4_format.h says, decoded to e4m3 on the way to the tensor cores.
+VOLLEY_HD constexpr bool has_fp4_weights(MmaKind mma) {
+  return mma == MmaKind::kMxFp4 || mma == MmaKind::kNvFp4;
+}
+// Token rows are e4m3 with one float scale for each 1x128.
+VOLLEY_HD constexpr bool has_fp8_tokens(MmaKind mma) {
+  return mma != MmaKind::kBf16;
+}
 
 enum class OutKind : int { kBf16, kF32 };
 
@@ -29,7 +41,16 @@ inline constexpr int kMmaRows = 64;  // of one wgmma: 16 rows for each warp of a
 inline constexpr int kWarpgroup = 128;
 inline constexpr int kQuantGroup = 128;
 inline constexpr int kMaxAccumulators = 200;  // floats of a thread that has its SM to itself
-inline constexpr int kStoreCols = 64;         // bf16 columns of one store box: 128 bytes
+// With two math warpgroups a CTA that has its SM to itself starts with 168 registers a thread; the
+// producer hands most of its own over. 2 * 128 * 232 + 128 * 40 = 64512 of 65536; FP4: 224 and 56.
+inline constexpr int kMathRegisters = 232;
+inline constexpr int kProducerRegisters = 40;
+inline constexpr int kFp4MathRegisters = 224;
+inline constexpr int kFp4ProducerRegisters = 56;
+// FP4: of a math thread, beside its sums and its decoded weights.
+inline constexpr int kFp4OtherRegisters = 64;
+inline constexpr int kFp4DecodedBlocks = 2;  // blocks of decoded weights in shared memory
+inline constexpr int kStoreCols = 64;        // bf16 columns of one store box: 128 bytes
 
 struct GemmConfig {
   MmaKind mma = MmaKind::kFp8;
@@ -68,8 +89,13 @@ struct GemmConfig {
   // Rows that one copy brings.
   VOLLEY_HD constexpr int a_box_rows() const { return shares_b() ? tile_m : tile_m / multicast; }
   VOLLEY_HD constexpr int b_box_rows() const { return shares_b() ? tile_n / multicast : tile_n; }
-  VOLLEY_HD constexpr int num_threads() const { return kWarpgroup * (math_warpgroups() + 1); }
-  VOLLEY_HD constexpr int k_per_stage() const { return mma == MmaKind::kFp8 ? 128 : 64; }
+  // The producer is a warpgroup, or, with FP4 weights and no registers to hand over, one warp.
+  VOLLEY_HD constexpr int num_threads() const {
+    const bool one_warp = fp4() && swap_ab && !moves_registers();
+    return kWarpgroup * math_warpgroups() + (one_warp ? 32 : kWarpgroup);
+  }
+  VOLLEY_HD constexpr int k_per_stage() const { return has_fp8_tokens(mma) ? 128 : 64; }
+  VOLLEY_HD constexpr bool fp4() const { return has_fp4_weights(mma); }
   // Whether output leaves through shared memory and the copy engine.
   VOLLEY_HD constexpr bool stores_boxes() const {
     return !swap_ab && out == OutKind::kBf16 && tile_n >= kStoreCols;
@@ -94,15 +120,32 @@ struct GemmConfig {
   // Floats a math thread holds: the accumulators wgmma writes, the promoted sum (FP8), the sum over
   // finished segments.
   VOLLEY_HD constexpr int accumulator_floats() const {
-    const int raw = mma == MmaKind::kFp8 ? (pipelined() ? 2 : 1) : 0;
-    return mma_n() / 2 * (raw + sums());
+    const int raw = has_fp8_tokens(mma) ? (pipelined() ? 2 : 1) : 0;
+    return mma_n() / 2 * (raw + (fp4() ? 1 : sums()));
+  }
+  // FP4: finished segments wait in shared memory, registers hold decoded weights instead.
+  VOLLEY_HD constexpr bool parks_segments() const { return fp4() && serial_segments() > 1; }
+  // FP4, many tokens: weights are decoded to shared memory (sm90/fp4_wide_kernel.h).
+  VOLLEY_HD constexpr bool decodes_to_smem() const { return fp4() && !swap_ab; }
+  // FP4: decoded blocks of weights a math thread holds: with two, one is decoded while the tensor
+  // cores read the other.
+  VOLLEY_HD constexpr int fp4_fragments() const {
+    return accumulator_floats() + 2 * fp4_block_registers() + kFp4OtherRegisters <= math_registers()
+               ? 2
+               : 1;
+  }
+  VOLLEY_HD constexpr int fp4_block_registers() const { return mma == MmaKind::kNvFp4 ? 32 : 16; }
+  // Registers of a math thread. Each quarter of an SM has a quarter of them: warps count by fours.
+  VOLLEY_HD constexpr int math_registers() const {
+    const int shared = 65536 / round_up(num_threads() * ctas_per_sm, kWarpgroup) / 8 * 8;
+    return moves_registers() ? kFp4MathRegisters : min_of(shared, 255);
   }
 
   // Whether the kernel template takes this value.
   VOLLEY_HD constexpr bool valid() const {
     const bool m_ok = mma_m() == 64 || mma_m() == 128 || (mma_m() == 256 && !swap_ab);
     const bool n_ok = mma_n() >= 8 && mma_n() <= 256 && mma_n() % 8 == 0;
-    const bool waves_ok = mma == MmaKind::kFp8 || out == OutKind::kBf16 || waves() == 1;
+    const bool waves_ok = has_fp8_tokens(mma) || out == OutKind::kBf16 || waves() == 1;
     // Whole 64-column store boxes, or fewer columns and no box.
     const bool wide_ok = swap_ab || tile_n % kStoreCols == 0 || tile_n < kStoreCols;
     // One scale of B for a wave.
@@ -115,7 +158,13 @@ struct GemmConfig {
     const bool tight = mma == MmaKind::kBf16 && (serial_segments() > 1 || out == OutKind::kF32);
     const int limit = tight ? 128 : kMaxAccumulators;
     const bool split_ok = !split_k || (swap_ab && segments >= 2 && segments <= 8 && waves() == 1);
-    return m_ok && n_ok && waves_ok && wide_ok && scale_ok && share_ok && split_ok &&
+    const bool registers_ok = swap_ab && (tile_n == 64 || tile_n == 128) && tile_m <= 128;
+    // Walking over groups takes registers that the decoders do not have.
+    const bool simple = grouping == Grouping::kDense || grouping == Grouping::kRowIndex;
+    const bool decoded_ok = !swap_ab && simple && tile_m == 256 && tile_n == 128 && segments == 1 &&
+                            ctas_per_sm == 1 && num_stages >= 3;
+    const bool fp4_ok = !fp4() || (multicast == 1 && (registers_ok || decoded_ok));
+    return m_ok && n_ok && waves_ok && wide_ok && scale_ok && share_ok && split_ok && fp4_ok &&
            segments >= 1 && segments <= 8 && num_stages >= 2 && raster >= 1 && store_chunks >= 1 &&
            ctas_per_sm >= 1 && accumulator_floats() <= limit;
   }
@@ -128,22 +177,33 @@ struct SmemLayout {
   int b_bytes = 0;
   int scale_bytes = 0;  // the floats that TMA brings
   int stage_bytes = 0;  // A, then B
-  int scales = 0;       // num_stages runs of scale_stride bytes
+  int decoded = 0;      // FP4, many tokens: kFp4DecodedBlocks of decoded_bytes
+  int decoded_bytes = 0;
+  int scales = 0;  // num_stages runs of scale_stride bytes
   int scale_stride = 0;
-  int store = 0;          // output on its way to memory
-  int store_bytes = 0;    // of one math warpgroup
-  int partial = 0;        // segments of this CTA's columns, from its cluster
+  int store = 0;        // output on its way to memory
+  int store_bytes = 0;  // of one math warpgroup
+  // Segments of this CTA's columns from its cluster, or, with FP4 weights, its own finished ones.
+  int partial = 0;
   int partial_bytes = 0;  // of one math warpgroup
-  int barriers = 0;       // full[num_stages], empty[num_stages], partial_ready, partial_free
-  int total_bytes = 0;    // what the launch asks for
+  // full[num_stages], empty[num_stages], partial_ready, partial_free, decoded_full[2],
+  // decoded_empty[2]
+  int barriers = 0;
+  int total_bytes = 0;  // what the launch asks for
 };
 
 VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
   SmemLayout s;
   s.a_bytes = c.tile_m * kStageRowBytes;
-  s.b_bytes = c.tile_n * kStageRowBytes;
-  s.stage_bytes = s.a_bytes + s.b_bytes;
+  s.b_bytes = c.fp4() ? c.tile_n / kFp4StripRows * fp4_tile_bytes(c.mma == MmaKind::kNvFp4)
+                      : c.tile_n * kStageRowBytes;
+  s.stage_bytes = round_up(s.a_bytes + s.b_bytes, 1024);
   int end = s.stage_bytes * c.num_stages;
+  s.decoded = end;
+  if (c.decodes_to_smem()) {
+    s.decoded_bytes = c.tile_n * kStageRowBytes * (c.mma == MmaKind::kNvFp4 ? 2 : 1);
+    end += kFp4DecodedBlocks * s.decoded_bytes;
+  }
   s.store = end;
   if (c.out == OutKind::kBf16 && (c.swap_ab || c.stores_boxes())) {
     // Swapped: [tile_m][64] bf16. Otherwise store_chunks boxes of [64][64] bf16.
@@ -151,31 +211,33 @@ VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
     end += s.store_bytes * c.math_warpgroups();
   }
   s.partial = end;
-  if (c.split_k) {
+  if (c.split_k || c.parks_segments()) {
     // A run of each segment's sums for every octet of columns that a rank owns.
-    s.partial_bytes = round_up(c.mma_n() / 8, c.segments) * kWarpgroup * 16;
+    const int octets = c.mma_n() / 8;
+    s.partial_bytes = (c.split_k ? round_up(octets, c.segments) : octets) * kWarpgroup * 16;
     end += s.partial_bytes * c.math_warpgroups();
   }
   s.scales = end;
-  if (c.mma == MmaKind::kFp8) {
+  if (has_fp8_tokens(c.mma)) {
     s.scale_bytes = c.tile_m * 4;
     s.scale_stride = round_up(s.scale_bytes, 128);
     end += s.scale_stride * c.num_stages;
   }
   s.barriers = end;
-  end += (2 * c.num_stages + 2) * 8;
+  end += (2 * c.num_stages + 2 + 2 * kFp4DecodedBlocks) * 8;
   s.total_bytes = end;
   return s;
 }
 
 // What a kernel is launched with beside its tensor maps.
 struct GemmParams {
-  int m;                 // token rows of A: all groups together, or of one slab when masked
-  int n;                 // weight rows, a multiple of 8
-  int k;                 // a multiple of 128
-  int num_groups;        // weights
-  const float* b_scale;  // [num_groups, ceil(n/128), k/128]; null for bf16
-  void* d;               // [m, n], rows d_stride elements apart; masked: [num_groups, m, n]
+  int m;                   // token rows of A: all groups together, or of one slab when masked
+  int n;                   // weight rows, a multiple of 8
+  int k;                   // a multiple of 128
+  int num_groups;          // weights
+  const unsigned char* b;  // FP4: packed tiles, which a map cannot describe
+  const float* b_scale;    // [num_groups, ceil(n/128), k/128]; FP4: of each row; null for bf16
+  void* d;                 // [m, n], rows d_stride elements apart; masked: [num_groups, m, n]
   long long d_stride;
   const int* groups;  // the grouping's device array; null when dense
   int group_align;    // rows: each group of a prefix sum begins at a multiple of it

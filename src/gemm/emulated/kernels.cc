@@ -3,7 +3,7 @@
 #include <array>
 #include <utility>
 
-#include "gemm/device/sm90/gemm_kernel.h"
+#include "gemm/device/sm90/fp4_wide_kernel.h"
 
 namespace volley::gemm {
 
@@ -61,6 +61,25 @@ constexpr std::array kConfigs = {
     GemmConfig{kMmaBf16, kOutF32, kDense, false, 64, 128, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kMmaBf16, kOutBf16, kMasked, true, 32, 64, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kMmaBf16, kOutBf16, kPrefixSum, false, 64, 192, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutBf16, kDense, true, 8, 64, 3, 1, false, 1, 2, 1, 2},
+    GemmConfig{kMxFp4, kOutBf16, kDense, true, 24, 128, 3, 1, false, 1, 2, 1, 2},
+    GemmConfig{kMxFp4, kOutBf16, kDense, true, 128, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutBf16, kDense, true, 16, 64, 3, 4, true, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutBf16, kDense, true, 48, 128, 3, 4, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutF32, kDense, true, 32, 64, 3, 2, true, 1, 2, 1, 3},
+    GemmConfig{kMxFp4, kOutBf16, kRowIndex, true, 32, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutBf16, kPrefixSum, true, 16, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutBf16, kMasked, true, 32, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutBf16, kDense, false, 256, 128, 4, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutF32, kRowIndex, false, 256, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kNvFp4, kOutBf16, kDense, false, 256, 128, 3, 1, false, 1, 2, 2, 1},
+    GemmConfig{kNvFp4, kOutBf16, kDense, true, 8, 128, 3, 1, false, 1, 2, 1, 2},
+    GemmConfig{kNvFp4, kOutBf16, kDense, true, 64, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kNvFp4, kOutBf16, kDense, true, 128, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kNvFp4, kOutBf16, kDense, true, 16, 64, 3, 4, true, 1, 2, 1, 1},
+    GemmConfig{kNvFp4, kOutBf16, kDense, true, 96, 128, 3, 4, false, 1, 2, 1, 1},
+    GemmConfig{kNvFp4, kOutF32, kDense, true, 24, 64, 3, 2, false, 1, 2, 1, 1},
+    GemmConfig{kNvFp4, kOutBf16, kMasked, true, 32, 64, 3, 1, false, 1, 2, 1, 1},
 };
 
 TensorMap kernel_map(const cuda::TensorMap& map) {
@@ -80,7 +99,16 @@ Status run_one(const GemmCall& call, uint64_t seed) {
                    .ctas_per_sm = call.config.ctas_per_sm,
                    .mma = call.config.mma,
                    .seed = seed},
-                  [&] { run_gemm<kConfigs[kIndex]>(a, b, scale, d, call.params); });
+                  [&] {
+                    constexpr GemmConfig kConfig = kConfigs[kIndex];
+                    if constexpr (kConfig.decodes_to_smem()) {
+                      run_fp4_wide_gemm<kConfig>(a, scale, d, call.params);
+                    } else if constexpr (kConfig.fp4()) {
+                      run_fp4_gemm<kConfig>(a, scale, call.params);
+                    } else {
+                      run_gemm<kConfig>(a, b, scale, d, call.params);
+                    }
+                  });
 }
 
 template <size_t... kIndices>

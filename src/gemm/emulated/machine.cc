@@ -405,7 +405,7 @@ void read_operand(const Cta& cta, u64 descriptor, int row, uint8_t* out) {
 
 void Machine::execute(Wgmma& op, const Cta& cta) {
   constexpr int kMaxN = 256;
-  const bool fp8 = spec_.mma == MmaKind::kFp8;
+  const bool fp8 = has_fp8_tokens(spec_.mma);
   const int depth = fp8 ? 32 : 16;
   static const std::array<float, 256> e4m3 = [] {
     std::array<float, 256> table{};
@@ -567,6 +567,26 @@ void load_box(const MapFields& map, u32 barrier, u32 smem, int x, int y, int z, 
   machine->barrier_at(barrier);
   machine->queue({map, machine->self().cta, barrier & kOffsetMask, smem & kOffsetMask, x, y, z,
                   cta_mask == 0 ? 1U << machine->self().cta : cta_mask});
+}
+void load_bytes(const void* global, u32 barrier, u32 smem, u32 bytes) {
+  const auto address = reinterpret_cast<uint64_t>(global);
+  if (address % 16 != 0 || (smem & kOffsetMask) % 16 != 0 || bytes % 16 != 0) {
+    machine->fail("a bulk copy that is not aligned to 16 bytes");
+  }
+  machine->barrier_at(barrier);
+  machine->queue({{.address = address,
+                   .dtype = 0,
+                   .dims = {bytes, 1, 1},
+                   .strides = {bytes, bytes},
+                   .box = {bytes, 1, 1},
+                   .swizzle = 0},
+                  machine->self().cta,
+                  barrier & kOffsetMask,
+                  smem & kOffsetMask,
+                  0,
+                  0,
+                  0,
+                  1U << machine->self().cta});
 }
 void store_box(const MapFields& map, u32 smem, int x, int y, int z) {
   machine->self().stores.push_back({map, machine->self().cta, smem & kOffsetMask, x, y, z});

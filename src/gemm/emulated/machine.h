@@ -69,6 +69,7 @@ void barrier_complete_bytes(u32 barrier, u32 bytes);
 void barrier_wait(u32 barrier, u32 parity);
 
 void load_box(const MapFields& map, u32 barrier, u32 smem, int x, int y, int z, u32 cta_mask);
+void load_bytes(const void* global, u32 barrier, u32 smem, u32 bytes);
 void store_box(const MapFields& map, u32 smem, int x, int y, int z);  // and commit
 void wait_stores(int pending);
 

@@ -38,11 +38,6 @@
 
 namespace volley::gemm {
 
-// With two math warpgroups a CTA that has its SM to itself starts with 168 registers a thread; the
-// producer hands most of its own over. 2 * 128 * 232 + 128 * 40 = 64512 of 65536.
-inline constexpr int kMathRegisters = 232;
-inline constexpr int kProducerRegisters = 40;
-
 // Through a shuffle, so that the compiler knows it to be uniform over the warp.
 __device__ __forceinline__ int warpgroup_index() {
   return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);

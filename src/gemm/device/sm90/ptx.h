@@ -138,6 +138,15 @@ __device__ __forceinline__ void tma_load_multicast(const TensorMap& map, u32 bar
       : "memory");
 }
 
+// `bytes`, a multiple of 16, from global to shared memory, both aligned to 16.
+__device__ __forceinline__ void bulk_load(const void* global, u32 barrier, u32 smem, u32 bytes) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(smem),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 __device__ __forceinline__ void tma_store(const TensorMap& map, u32 smem, int x, int y, int z) {
   asm volatile(
       "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
@@ -185,6 +194,23 @@ template <int kSize>
 __device__ __forceinline__ void pin(float (&values)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+
+template <int kSize>
+__device__ __forceinline__ void pin(u32 (&values)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(values[i])::"memory");
+}
+
+// Byte i of the result is byte (selector >> 4i & 7) of `high:low`; bit 3 of each nibble is 0.
+__device__ __forceinline__ u32 permute_bytes(u32 low, u32 high, u32 selector) {
+  return __byte_perm(low, high, selector);
+}
+// value | (bits & mask), in one operation.
+__device__ __forceinline__ u32 or_masked(u32 value, u32 bits, u32 mask) {
+  u32 result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xF8;" : "=r"(result) : "r"(value), "r"(bits), "r"(mask));
+  return result;
 }
 
 // Registers -------------------------------------------------------------------------------------
@@ -247,6 +273,19 @@ __device__ __forceinline__ uint4 load_shared_16(u32 address) {
                : "r"(address)
                : "memory");
   return value;
+}
+__device__ __forceinline__ uint2 load_shared_8(u32 address) {
+  uint2 value;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_shared_4(u32 address, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
+               "f"(d)
+               : "memory");
 }
 __device__ __forceinline__ float4 load_shared_4(u32 address) {
   float4 value;

@@ -27,6 +27,9 @@ struct float2 {
 struct float4 {
   float x, y, z, w;
 };
+struct uint2 {
+  u32 x, y;
+};
 struct uint4 {
   u32 x, y, z, w;
 };
@@ -124,6 +127,9 @@ inline void tma_load_multicast(const TensorMap& map, u32 barrier, u32 smem, int 
                                u16 cta_mask) {
   emulated::load_box(fields_of(map), barrier, smem, x, y, z, cta_mask);
 }
+inline void bulk_load(const void* global, u32 barrier, u32 smem, u32 bytes) {
+  emulated::load_bytes(global, barrier, smem, bytes);
+}
 inline void tma_store(const TensorMap& map, u32 smem, int x, int y, int z) {
   emulated::store_box(fields_of(map), smem, x, y, z);
 }
@@ -146,6 +152,22 @@ void wgmma_wait() {
 }
 template <int kSize>
 void pin(float (&)[kSize]) {}
+template <int kSize>
+void pin(u32 (&)[kSize]) {}
+inline u32 permute_bytes(u32 low, u32 high, u32 selector) {
+  const u64 bytes = static_cast<u64>(high) << 32 | low;
+  u32 result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const u32 byte = static_cast<u32>(bytes >> (selector >> (4 * i) & 7) * 8) & 0xFF;
+    // Bit 3 of a selector copies the byte's sign over it.
+    const bool sign = (selector >> (4 * i) & 8) != 0;
+    result |= (sign ? (byte >= 0x80 ? 0xFFU : 0U) : byte) << (8 * i);
+  }
+  return result;
+}
+inline u32 or_masked(u32 value, u32 bits, u32 mask) {
+  return value | (bits & mask);
+}
 template <int kRegisters>
 void release_registers() {
   emulated::set_registers(kRegisters);
@@ -186,6 +208,13 @@ inline uint4 load_shared_16(u32 address) {
 }
 inline float4 load_shared_4(u32 address) {
   return read_as<float4>(address);
+}
+inline uint2 load_shared_8(u32 address) {
+  return read_as<uint2>(address);
+}
+inline void store_shared_4(u32 address, float a, float b, float c, float d) {
+  const float4 value = {a, b, c, d};
+  emulated::write_shared(address, &value, sizeof(value));
 }
 inline void store_async_4(u32 address, float a, float b, float c, float d, u32 barrier) {
   const float4 value = {a, b, c, d};
