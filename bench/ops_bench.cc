@@ -315,7 +315,7 @@ int main(int argc, char** argv) {
       {.num_threads = num_threads,
        .isa = unwrap(parse_isa(isa)),
        .weight_format = weight_format_from_name(format).value_or(WeightFormat::kBf16)}));
-  check(*ops, format == "int4" ? 0.2f : 0.02f);
+  check(*ops, format == "int4" ? 0.2f : format == "fp8" ? 0.1f : 0.02f);
   const double bandwidth = read_bandwidth(*ops, num_threads);
   fmt::print("{}, {} threads, read bandwidth {:.2f} GB/s\n", ops->name(), num_threads,
              bandwidth * 1e-9);

@@ -142,6 +142,10 @@ Result<Facts> drafter_facts(const std::string& folder) {
   add_weights(files.checkpoint, facts);
   facts.add("block size", c.block_size,
             fmt::format("{}: the anchor and {} drafts", c.block_size, c.block_size - 1));
+  if (!c.short_block_sizes.empty()) {
+    facts.add("short blocks", c.short_block_sizes,
+              fmt::format("{}, for many sequences at once", fmt::join(c.short_block_sizes, ", ")));
+  }
   facts.add("taps", c.taps, fmt::format("target layers {} (0-based outputs)", dump_json(c.taps)));
   facts.add("mask token", c.mask_token_id);
   facts.add("layers", c.num_layers);

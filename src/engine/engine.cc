@@ -97,6 +97,7 @@ struct Engine::Sequence {
   // the sequence runs. [kPendingHiddenRows + block_size, num_taps * hidden_size]
   Tensor hidden;
   int draft_length = 0;  // asked of the next step
+  int draft_block = 0;   // rows of its block there
   // Of this step: all that the drafter's best guess says, with its probabilities where graded, and
   // what of it is verified: the best chain, then its branches.
   std::vector<int32_t> guess;
@@ -265,8 +266,10 @@ void Engine::calibrate_batch(int num_sequences, int draft_length, double deadlin
                                          .cache_salt = ~uint64_t{0}});
     if (id) ids.push_back(*id);
   }
-  // The first passes over all rows are cold; a median forgives one.
-  const int passes = 3 + num_sequences * prompt_len / config_.prefill_chunk;
+  // The first passes over all rows are cold, and on a shared machine some take long; medians
+  // forgive less than half.
+  const int passes =
+      3 + std::min(8, 64 / num_sequences) + num_sequences * prompt_len / config_.prefill_chunk;
   for (int i = 0; i < passes + 5 && !idle() && (i < passes || now_s() < deadline_s); ++i) step();
   for (const RequestId id : ids) cancel(id);
 }
@@ -332,20 +335,19 @@ Result<RequestId> Engine::submit(GenerationRequest request) {
 }
 
 DraftPlannerConfig Engine::planner_config() const {
-  return {.block_size = block_size_,
+  std::vector<int> block_sizes;
+  if (drafter_ != nullptr) block_sizes = drafter_->config().short_block_sizes;
+  block_sizes.push_back(std::max(block_size_, 2));
+  return {.block_sizes = std::move(block_sizes),
           .body_share = drafter_ != nullptr ? drafter_->body_share() : 1,
           .extra_drafts = kExtraDrafts};
 }
 
 // Of this step's draft pass.
 int Engine::draft_cost_rows() const {
-  int num_blocks = 0;
   int num_drafts = 0;
-  for (const Item& item : items_) {
-    num_blocks += item.plan.num_drafts > 0;
-    num_drafts += item.plan.num_drafts;
-  }
-  return draft_planner_.cost_rows(num_blocks, num_drafts);
+  for (const Item& item : items_) num_drafts += item.plan.num_drafts;
+  return draft_planner_.cost_rows(draft_rows_.num_rows(), num_drafts);
 }
 
 // The draft length of every decoding sequence, before the scheduler reserves pages for it.
@@ -373,19 +375,21 @@ void Engine::choose_draft_lengths() {
     }
     if (policy.mode == DraftPolicy::Mode::kFixed) {
       sequence->draft_length = std::min(policy.length, bound);
+      sequence->draft_block = draft_planner_.block_for(policy.length);
     }
     num_others += 1 + sequence->draft_length;
   }
-  draft_planner_.choose(draft_candidates_, num_others, draft_cost_, verify_cost_);
+  const int block = draft_planner_.choose(draft_candidates_, num_others, draft_cost_, verify_cost_);
   const bool is_small = std::ssize(draft_candidates_) + num_others <= kFewSequences;
   for (size_t i = 0; i < draft_candidates_.size(); ++i) {
     const DraftCandidate& candidate = draft_candidates_[i];
     int& length = draft_owners_[i]->draft_length;
     length = candidate.length;
+    draft_owners_[i]->draft_block = block;
     if (length == 0 || !draft_owners_[i]->graded()) continue;
     // Which of these are verified is decided when they are known.
-    length =
-        is_small ? candidate.max_length : std::min(candidate.max_length, length + kExtraDrafts);
+    const int most = std::min(candidate.max_length, block - 1);
+    length = is_small ? most : std::min(most, length + kExtraDrafts);
   }
 }
 
@@ -445,11 +449,22 @@ void Engine::inject_pending(Sequence& sequence) {
   scheduled.num_injected = scheduled.num_computed;
 }
 
-// The same for all sequences that draft in this step, in one pass: each matrix is read once.
-void Engine::inject_pending_of_drafting() {
-  const auto drafts = [](const Item& item) { return item.plan.num_drafts > 0; };
-  if (std::count_if(items_.begin(), items_.end(), drafts) == 1) {
-    inject_pending(*std::find_if(items_.begin(), items_.end(), drafts)->sequence);
+// The same in one pass, which reads each matrix once, for all sequences that draft in this step;
+// and, when one that does not is about to owe too much, for all that owe much.
+void Engine::inject_pending_together() {
+  const auto owed = [](const Item& item) {
+    if (!item.sequence->drafts_at_all()) return int64_t{0};
+    return item.plan.sequence->num_computed - item.plan.sequence->num_injected;
+  };
+  const bool flushes = std::any_of(items_.begin(), items_.end(), [&](const Item& item) {
+    return owed(item) + item.plan.num_known > kPendingHiddenRows &&
+           item.plan.num_known <= kPendingHiddenRows;
+  });
+  const auto joins = [&](const Item& item) {
+    return item.plan.num_drafts > 0 || (flushes && owed(item) > kPendingHiddenRows / 2);
+  };
+  if (std::count_if(items_.begin(), items_.end(), joins) == 1) {
+    inject_pending(*std::find_if(items_.begin(), items_.end(), joins)->sequence);
     return;
   }
   inject_rows_.clear();
@@ -460,8 +475,8 @@ void Engine::inject_pending_of_drafting() {
   };
   for (const Item& item : items_) {
     ScheduledSequence& scheduled = *item.plan.sequence;
-    const auto num_pending = static_cast<int>(scheduled.num_computed - scheduled.num_injected);
-    if (!drafts(item) || num_pending == 0) continue;
+    const auto num_pending = static_cast<int>(owed(item));
+    if (!joins(item) || num_pending == 0) continue;
     if (inject_rows_.num_rows() + num_pending > target_hidden_.view().rows) inject();
     // target_hidden_ is free between the target's passes.
     ops_.copy(item.sequence->hidden.first_rows(num_pending),
@@ -487,17 +502,18 @@ void Engine::draft_blocks() {
     usual &= scheduled.num_computed - scheduled.num_injected <= block_size_;
     draft_rows_.begin_sequence(scheduled.pages.data());
     draft_rows_.add(scheduled.tokens.back(), scheduled.num_computed);
-    // Always the whole block, as the drafter was trained, whatever is kept of it: with fewer masks
-    // the demo drafter's acceptance_length falls from 5.0 to 1.2 on one prompt.
+    // Blocks as the drafter was trained on, whatever is kept of them: with other numbers of masks
+    // a drafter's acceptance_length falls from 5.0 to 1.2 on one prompt.
     const int64_t room = max_model_len_ - scheduled.num_computed;
-    const auto num_block_rows = static_cast<int>(std::min<int64_t>(block_size_, room));
+    const auto num_block_rows =
+        static_cast<int>(std::min<int64_t>(item.sequence->draft_block, room));
     for (int i = 1; i < num_block_rows; ++i) {
       if (i <= item.plan.num_drafts) output_rows_.push_back(draft_rows_.num_rows());
       draft_rows_.add(drafter_->config().mask_token_id, scheduled.num_computed + i);
     }
   }
+  inject_pending_together();
   if (draft_rows_.empty()) return;
-  inject_pending_of_drafting();
   propose(drafter_->draft(draft_rows_, output_rows_, *draft_kv_));
   if (usual) draft_cost_.observe(draft_cost_rows(), now_s() - start);
 }

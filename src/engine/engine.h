@@ -165,7 +165,7 @@ class Engine {
   void attach(Sequence& sequence);
   void detach(Sequence& sequence);
   void inject_pending(Sequence& sequence);
-  void inject_pending_of_drafting();
+  void inject_pending_together();
   void draft_blocks();
   void propose(const TensorView& hidden);
   void propose_from_logits(Item& item, int first_row);

@@ -145,39 +145,61 @@ DraftOutlook::DraftOutlook(int max_length, const SurvivalEstimate& prior)
   survival.start_from(prior, 6);
 }
 
-int DraftPlanner::cost_rows(int num_blocks, int num_drafts) const {
+int DraftPlanner::cost_rows(int num_block_rows, int num_drafts) const {
   // A draft pass fills whole blocks, however few drafts are looked at.
-  const double rows =
-      config_.body_share * num_blocks * config_.block_size + (1 - config_.body_share) * num_drafts;
+  const double rows = config_.body_share * num_block_rows + (1 - config_.body_share) * num_drafts;
   return std::max(1, static_cast<int>(std::lround(rows)));
 }
 
-double DraftPlanner::seconds(int num_drafting, int num_drafts, int num_rows,
-                             const CostTable& draft_cost, const CostTable& verify_cost) const {
-  const double verify_s = verify_cost.estimate(num_rows + num_drafts);
-  if (num_drafting == 0) return verify_s;
-  const int num_looked_at = num_drafts + num_drafting * config_.extra_drafts;
-  return verify_s + draft_cost.estimate(cost_rows(num_drafting, num_looked_at));
+int DraftPlanner::block_for(int num_drafts) const {
+  const auto size =
+      std::upper_bound(config_.block_sizes.begin(), config_.block_sizes.end() - 1, num_drafts);
+  return *size;
 }
 
-void DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
-                          const CostTable& draft_cost, const CostTable& verify_cost) {
+double DraftPlanner::seconds(int block_size, int num_drafting, int num_drafts, int num_rows,
+                             const Costs& costs) const {
+  const double verify_s = costs.verify.estimate(num_rows + num_drafts);
+  if (num_drafting == 0) return verify_s;
+  const int num_looked_at =
+      std::min(num_drafts + num_drafting * config_.extra_drafts, num_drafting * (block_size - 1));
+  return verify_s + costs.draft.estimate(cost_rows(num_drafting * block_size, num_looked_at));
+}
+
+// The tokens per second that blocks of this size promise; bids_ say who drafts how many.
+double DraftPlanner::share(std::span<const DraftCandidate> candidates, int block_size, int num_rows,
+                           const Costs& costs) {
+  const DraftStep* step = steps_.data();
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const int length = std::min(candidates[i].max_length, block_size - 1);
+    bids_[i].steps = {step, static_cast<size_t>(length)};
+    step += candidates[i].max_length;
+  }
+  return share_rows(std::span(bids_), num_rows, num_rows, /*may_take_none=*/false,
+                    [&](int num_drafting, int rows) {
+                      return seconds(block_size, num_drafting, rows - num_rows, num_rows, costs);
+                    });
+}
+
+int DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
+                         const CostTable& draft_cost, const CostTable& verify_cost) {
+  const Costs costs = {draft_cost, verify_cost};
+  const int whole = config_.block_sizes.back();
   size_t num_steps = 0;
   for (DraftCandidate& candidate : candidates) {
     candidate.length = 0;
-    candidate.max_length = std::clamp(candidate.max_length, 0, config_.block_size - 1);
+    candidate.max_length = std::clamp(candidate.max_length, 0, whole - 1);
     num_steps += candidate.max_length;
   }
-  if (num_steps == 0) return;
+  if (num_steps == 0) return whole;
   if (!draft_cost.known() || !verify_cost.known()) {  // measure first
     for (DraftCandidate& candidate : candidates) candidate.length = candidate.max_length;
-    return;
+    return whole;
   }
   steps_.resize(num_steps);
-  bids_.clear();
+  bids_.resize(candidates.size());
   DraftStep* step = steps_.data();
   for (const DraftCandidate& candidate : candidates) {
-    bids_.push_back({.steps = {step, static_cast<size_t>(candidate.max_length)}});
     double reach = 1;
     for (int n = 1; n <= candidate.max_length; ++n) {
       reach *= candidate.outlook->survival.conditional(n);
@@ -186,39 +208,52 @@ void DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
   }
   const int num_rows = static_cast<int>(candidates.size()) + num_others;
   const double plain_s = verify_cost.estimate(num_rows);
-  const double rate =
-      share_rows(std::span(bids_), num_rows, num_rows, /*may_take_none=*/false,
-                 [&](int num_drafting, int rows) {
-                   return seconds(num_drafting, rows - num_rows, num_rows, draft_cost, verify_cost);
-                 });
-  if (rate > (1 + config_.margin) * num_rows / plain_s) {
-    for (size_t i = 0; i < candidates.size(); ++i) candidates[i].length = bids_[i].num_taken;
+  // One of the sizes to look at whatever it promises, or plain decoding, or as usual: the best.
+  const auto num_sizes = static_cast<int>(config_.block_sizes.size());
+  const bool explores = drafted_steps_ % config_.explore_after == config_.explore_after - 1;
+  const int explored = explores ? drafted_steps_ / config_.explore_after % (num_sizes + 1) : -1;
+  double best_rate = 0;
+  int block_size = whole;
+  for (int i = 0; i < num_sizes; ++i) {
+    const double rate = share(candidates, config_.block_sizes[i], num_rows, costs);
+    if (rate <= best_rate && i != explored) continue;
+    best_rate = std::max(best_rate, rate);
+    block_size = config_.block_sizes[i];
+    for (size_t j = 0; j < candidates.size(); ++j) candidates[j].length = bids_[j].num_taken;
+    if (i == explored) break;
+  }
+  if (best_rate > (1 + config_.margin) * num_rows / plain_s && explored < num_sizes) {
+    ++drafted_steps_;
     plain_steps_ = 0;
     plain_s_ = 0;
-    retry_left_out(candidates);
-    return;
+    retry_left_out(candidates, block_size);
+    return block_size;
   }
+  drafted_steps_ = 0;
+  for (DraftCandidate& candidate : candidates) candidate.length = 0;
   ++plain_steps_;
   plain_s_ += plain_s;
-  if (!may_probe(candidates, num_rows, plain_s, draft_cost, verify_cost)) return;
+  block_size = block_for(config_.probe_length);
+  if (!may_probe(candidates, block_size, num_rows, plain_s, costs)) return block_size;
   plain_steps_ = 0;
   plain_s_ = 0;
   for (DraftCandidate& candidate : candidates) {
-    candidate.length = std::min(candidate.max_length, config_.probe_length);
+    candidate.length = std::min({candidate.max_length, config_.probe_length, block_size - 1});
     candidate.outlook->survival.discount(0.5);
   }
+  return block_size;
 }
 
 // A sequence whose drafts fail while others' succeed gets another chance now and then: the draft
 // pass runs anyway.
-void DraftPlanner::retry_left_out(std::span<DraftCandidate> candidates) const {
+void DraftPlanner::retry_left_out(std::span<DraftCandidate> candidates, int block_size) const {
   for (DraftCandidate& candidate : candidates) {
     DraftOutlook& outlook = *candidate.outlook;
     if (candidate.length > 0) {
       outlook.steps_without = 0;
       outlook.retry_after = kFirstRetryPause;
     } else if (++outlook.steps_without >= outlook.retry_after) {
-      candidate.length = std::min(candidate.max_length, 2);
+      candidate.length = std::min({candidate.max_length, 2, block_size - 1});
       outlook.survival.discount(0.5);
       outlook.steps_without = 0;
       outlook.retry_after = std::min(2 * outlook.retry_after, config_.max_retry_pause);
@@ -226,19 +261,20 @@ void DraftPlanner::retry_left_out(std::span<DraftCandidate> candidates) const {
   }
 }
 
-bool DraftPlanner::may_probe(std::span<const DraftCandidate> candidates, int num_rows,
-                             double plain_s, const CostTable& draft_cost,
-                             const CostTable& verify_cost) {
+bool DraftPlanner::may_probe(std::span<const DraftCandidate> candidates, int block_size,
+                             int num_rows, double plain_s, const Costs& costs) const {
   if (plain_steps_ < config_.min_probe_pause) return false;
   int num_drafts = 0;
   double tokens = num_rows;
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    const int length = std::min(candidates[i].max_length, config_.probe_length);
+  const DraftStep* steps = steps_.data();
+  for (const DraftCandidate& candidate : candidates) {
+    const int length = std::min({candidate.max_length, config_.probe_length, block_size - 1});
     num_drafts += length;
-    for (int n = 0; n < length; ++n) tokens += bids_[i].steps[n].value;
+    for (int n = 0; n < length; ++n) tokens += steps[n].value;
+    steps += candidate.max_length;
   }
   const double probe_s =
-      seconds(static_cast<int>(candidates.size()), num_drafts, num_rows, draft_cost, verify_cost);
+      seconds(block_size, static_cast<int>(candidates.size()), num_drafts, num_rows, costs);
   const double loss = probe_s - plain_s * tokens / num_rows;
   return loss <= config_.probe_share * plain_s_;
 }

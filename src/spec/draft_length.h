@@ -105,7 +105,7 @@ struct DraftCandidate {
 };
 
 struct DraftPlannerConfig {
-  int block_size = 16;
+  std::vector<int> block_sizes = {16};  // rising; the rows of a block, its anchor included
   // Of a draft pass's work on a row, the share that every row of a block takes; the rest is done
   // for drafts that are looked at.
   double body_share = 1;
@@ -115,6 +115,9 @@ struct DraftPlannerConfig {
   int min_probe_pause = 12;   // plain steps between probes
   int probe_length = 3;
   int max_retry_pause = 256;  // steps, for one sequence among others that draft
+  // Costs are not known for ever: after so many drafted steps come another size of block and, after
+  // a round of them, a plain step.
+  int explore_after = 32;
 };
 
 class DraftPlanner {
@@ -122,24 +125,34 @@ class DraftPlanner {
   explicit DraftPlanner(const DraftPlannerConfig& config) : config_(config) {}
 
   // The rows by which a draft pass is known in its CostTable: as many whole ones as take the work
-  // of `num_blocks` blocks of which `num_drafts` drafts are looked at.
-  int cost_rows(int num_blocks, int num_drafts) const;
+  // of blocks of `num_block_rows` rows in all, of which `num_drafts` drafts are looked at.
+  int cost_rows(int num_block_rows, int num_drafts) const;
 
-  // The drafts to make for each candidate, 0 for plain decoding. `num_others` more sequences decode
-  // plainly in this step. Where no drafting pays, all are probed together, as often as the expected
-  // loss allows.
-  void choose(std::span<DraftCandidate> candidates, int num_others, const CostTable& draft_cost,
-              const CostTable& verify_cost);
+  // The drafts to make for each candidate, 0 for plain decoding; returns the size of their blocks.
+  // `num_others` more sequences decode plainly in this step. Where no drafting pays, all are probed
+  // together, as often as the expected loss allows.
+  int choose(std::span<DraftCandidate> candidates, int num_others, const CostTable& draft_cost,
+             const CostTable& verify_cost);
+
+  // The smallest block that holds so many drafts.
+  int block_for(int num_drafts) const;
 
  private:
-  double seconds(int num_drafting, int num_drafts, int num_rows, const CostTable& draft_cost,
-                 const CostTable& verify_cost) const;
-  void retry_left_out(std::span<DraftCandidate> candidates) const;
-  bool may_probe(std::span<const DraftCandidate> candidates, int num_rows, double plain_s,
-                 const CostTable& draft_cost, const CostTable& verify_cost);
+  struct Costs {
+    const CostTable& draft;
+    const CostTable& verify;
+  };
+  double seconds(int block_size, int num_drafting, int num_drafts, int num_rows,
+                 const Costs& costs) const;
+  double share(std::span<const DraftCandidate> candidates, int block_size, int num_rows,
+               const Costs& costs);
+  void retry_left_out(std::span<DraftCandidate> candidates, int block_size) const;
+  bool may_probe(std::span<const DraftCandidate> candidates, int block_size, int num_rows,
+                 double plain_s, const Costs& costs) const;
 
   DraftPlannerConfig config_;
-  int plain_steps_ = 0;  // since the last draft pass
+  int plain_steps_ = 0;    // since the last draft pass
+  int drafted_steps_ = 0;  // since the last plain one
   double plain_s_ = 0;
   std::vector<DraftBid> bids_;
   std::vector<DraftStep> steps_;

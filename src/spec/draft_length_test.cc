@@ -84,7 +84,7 @@ double simulated_speed(const std::vector<double>& shares, const Costs& costs, in
   }
   const SurvivalEstimate prior(15);
   std::vector<DraftOutlook> outlooks(shares.size(), DraftOutlook(15, prior));
-  DraftPlanner planner({.block_size = 16});
+  DraftPlanner planner({.block_sizes = {16}});
   double seconds = 0;
   double tokens = 0;
   for (int step = 0; step < num_steps; ++step) {
@@ -147,7 +147,7 @@ TEST(DraftPlanner, ComesBackWhenDraftsBecomeGood) {
   verify.observe(1, 1.0);
   verify.observe(16, 1.1);
   DraftOutlook outlook(15, SurvivalEstimate(15));
-  DraftPlanner planner({.block_size = 16});
+  DraftPlanner planner({.block_sizes = {16}});
   int drafted_steps = 0;
   for (int i = 0; i < 1300; ++i) {
     DraftCandidate candidate{.outlook = &outlook, .max_length = 15};
@@ -172,7 +172,7 @@ TEST(DraftPlanner, DraftsLessInLargeBatches) {
   SurvivalEstimate prior(15);
   for (int i = 0; i < 100; ++i) prior.observe(15, i % 4);
   const auto drafts_of = [&](size_t count) {
-    DraftPlanner planner({.block_size = 16});
+    DraftPlanner planner({.block_sizes = {16}});
     std::vector<DraftOutlook> outlooks(count, DraftOutlook(15, prior));
     std::vector<DraftCandidate> candidates;
     for (auto& outlook : outlooks) candidates.push_back({.outlook = &outlook, .max_length = 15});
@@ -190,7 +190,7 @@ TEST(DraftPlanner, RespectsTheStepsBound) {
   verify.observe(1, 1.0);
   verify.observe(16, 1.0);
   DraftOutlook outlook(15, SurvivalEstimate(15));
-  DraftPlanner planner({.block_size = 16});
+  DraftPlanner planner({.block_sizes = {16}});
   for (const int bound : {-1, 0, 3}) {
     DraftCandidate candidate{.outlook = &outlook, .max_length = bound};
     planner.choose({&candidate, 1}, 0, draft, verify);

@@ -186,6 +186,8 @@ DrafterConfig read_z_lab(ConfigReader& reader) {
     reader.fail(ErrorKind::kInvalidInput, "block_size is missing, at the top and in dflash_config");
   }
   config.block_size = block.value_or(2);
+  config.short_block_sizes = dflash.integers("short_block_sizes", 16, 2, kLimits.max_draft_block)
+                                 .value_or(std::vector<int>{});
   const auto mask = read_from_two_homes(reader, dflash, "mask_token_id", 0, kLimits.max_vocab_size);
   if (!mask) {
     reader.fail(ErrorKind::kInvalidInput,
@@ -283,6 +285,14 @@ Status DrafterConfig::validate() const {
   for (size_t i = 1; i < taps.size(); ++i) {
     if (taps[i] <= taps[i - 1]) {
       return invalid("config.json: the tapped layers must increase, got {}", fmt::join(taps, ", "));
+    }
+  }
+  for (size_t i = 0; i < short_block_sizes.size(); ++i) {
+    const int size = short_block_sizes[i];
+    if (size >= block_size || (i > 0 && size <= short_block_sizes[i - 1])) {
+      return invalid(
+          "config.json: short_block_sizes must increase and stay below block_size {}, got {}",
+          block_size, fmt::join(short_block_sizes, ", "));
     }
   }
   if (attention.size() != static_cast<size_t>(num_layers)) {

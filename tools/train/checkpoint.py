@@ -30,6 +30,7 @@ def read_pair(target_folder, draft_folder, device):
         num_layers=main["num_hidden_layers"], num_heads=main["num_attention_heads"],
         num_kv_heads=main["num_key_value_heads"], head_dim=main["head_dim"], rope_theta=theta,
         num_draft_layers=draft["num_hidden_layers"], draft_block=draft["block_size"],
+        draft_blocks=tuple(draft["dflash_config"].get("short_block_sizes", ())),
         taps=tuple(draft["dflash_config"]["target_layer_ids"]), mask_id=draft["dflash_config"]["mask_token_id"])
     target, drafter = Target(config), Drafter(config)
     weights = {n.removeprefix("model."): t for n, t in read_tensors(target_folder).items() if n != "lm_head.weight"}

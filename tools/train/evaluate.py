@@ -9,6 +9,7 @@ argmax, or take the same noise ("coupled"), with the drafter's logits as they ar
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import time
@@ -183,10 +184,13 @@ def main():
     parser.add_argument("--max-new", type=int, default=128)
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 1.0])
     parser.add_argument("--sharpness", type=float, nargs="*", default=[1.0, 3.0])
+    parser.add_argument("--block", type=int, default=0, help="rows of a block, instead of the drafter's own")
     parser.add_argument("--samples", type=int, default=2, help="answers to print for each set")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, target, drafter = read_pair(args.target, args.draft, device)
+    if args.block:
+        drafter.config = config = dataclasses.replace(config, draft_block=args.block)
     tokenizer = Tokenizer.from_file(str(pathlib.Path(args.target) / "tokenizer.json"))
     evaluator = Evaluator(config, target, drafter, tokenizer, args.rows, args.columns, args.max_new,
                           args.sharpness)

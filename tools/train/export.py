@@ -95,7 +95,8 @@ def export_drafter(config, drafter, folder):
     write_shards(folder, tensors_of(drafter))
     write_json(folder / "config.json", {
         "architectures": ["DFlashDraftModel"], **common_config(config), "block_size": config.draft_block,
-        "dflash_config": {"mask_token_id": config.mask_id, "target_layer_ids": list(config.taps)},
+        "dflash_config": {"mask_token_id": config.mask_id, "target_layer_ids": list(config.taps),
+                          **({"short_block_sizes": list(config.draft_blocks)} if config.draft_blocks else {})},
         "num_hidden_layers": config.num_draft_layers, "num_target_layers": config.num_layers,
         "layer_types": ["full_attention"] * config.num_draft_layers})
 

@@ -29,6 +29,7 @@ class Config:
     max_position: int = 4096
     num_draft_layers: int = 2
     draft_block: int = 16
+    draft_blocks: tuple = ()  # shorter blocks that the drafter was trained on, too
     taps: tuple = (1, 4, 7)  # ids of target layers whose outputs feed the drafter
     eot_id: int = 0
     im_start_id: int = 1
@@ -256,16 +257,19 @@ def causal_mask_mod(doc):
     return allowed
 
 
-def draft_mask_mod(doc, anchors, length, size):
+def draft_mask_mod(doc, anchors, length, size, lengths=None):
     """Queries: A blocks of S. Keys: L context tokens, then the blocks. A block sees its document's tokens
-    strictly before its anchor, and itself in both directions."""
+    strictly before its anchor, and itself in both directions: its first `lengths` [B, A] places where that is given."""
 
     def allowed(b, h, q, k):
         block = q // size
         anchor = anchors[b, block]
         position = k.clamp(max=length - 1)
         context = (k < length) & (k < anchor) & (doc[b, position] == doc[b, anchor])
-        return context | ((k >= length) & ((k - length) // size == block))
+        own = (k >= length) & ((k - length) // size == block)
+        if lengths is not None:
+            own = own & ((k - length) % size < lengths[b, block])
+        return context | own
 
     return allowed
 

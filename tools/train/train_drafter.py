@@ -3,12 +3,14 @@
   torchrun --nproc-per-node N train_drafter.py --folder DIR --seconds 540
 
 As in the paper: random anchors, a block of the anchor and 15 masks, context keys strictly before the anchor, weights
-exp(-(k-1)/gamma), the target's embedding and head frozen and reused. Three additions: the label is mixed with the
+exp(-(k-1)/gamma), the target's embedding and head frozen and reused. Four additions: the label is mixed with the
 target's own distribution at the same position (its forward pass runs anyway), the places are weighted by the chance to get to
-them too (--reach), and the weights are rounded to FP8 on every use, so the exported drafter is the trained one.
+them too (--reach), the weights are rounded to FP8 on every use, so the exported drafter is the trained one, and with
+--blocks some blocks are shorter, so that many sequences at once can be drafted a few tokens each.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import queue
 import threading
@@ -62,7 +64,15 @@ class GeneratedRows:
         return self.batches.get()
 
 
-def prepare_batch(rows, config, num_anchors, device, sparse, generator):
+def parse_blocks(text, size):
+    """"8:0.3,4:0.3" -> lengths and shares, the rest being whole blocks."""
+    shares = {int(k): float(v) for k, v in (part.split(":") for part in text.split(",") if part)}
+    if not all(2 <= k < size and v > 0 for k, v in shares.items()) or sum(shares.values()) >= 1:
+        raise SystemExit(f"--blocks {text}: expected LENGTH:SHARE,... with lengths below {size} and shares below 1 in all")
+    return [size, *shares], [1 - sum(shares.values()), *shares.values()]
+
+
+def prepare_batch(rows, config, num_anchors, blocks, device, sparse, generator):
     raw = torch.from_numpy(rows).to(device, non_blocking=True).long() & 0xFFFF
     generated, tokens = raw >= GENERATED_BIT, raw & (GENERATED_BIT - 1)
     doc = document_ids(tokens, config.eot_id)
@@ -77,9 +87,15 @@ def prepare_batch(rows, config, num_anchors, device, sparse, generator):
     labels, positions = block_labels(tokens, doc, anchors, config.draft_block)
     is_generated = generated.gather(1, positions.flatten(1)).view_as(positions)
     labels = torch.where(is_generated & wanted.unsqueeze(-1), labels, IGNORE)
+    lengths = None
+    if len(blocks[0]) > 1:
+        drawn = torch.multinomial(blocks[1], anchors.numel(), replacement=True, generator=generator).view_as(anchors)
+        lengths = blocks[0][drawn]
+        place = torch.arange(1, config.draft_block, device=device)
+        labels = torch.where(place < lengths.unsqueeze(-1), labels, IGNORE)
     causal = build_mask(causal_mask_mod(doc), len(tokens), length, length, device, sparse)
     queries = num_anchors * config.draft_block
-    draft = build_mask(draft_mask_mod(doc, anchors, length, config.draft_block), len(tokens), queries,
+    draft = build_mask(draft_mask_mod(doc, anchors, length, config.draft_block, lengths), len(tokens), queries,
                        length + queries, device, sparse)
     return tokens, anchors, labels, positions, causal, draft
 
@@ -134,6 +150,8 @@ def main():
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     parser.add_argument("--pair", nargs=2, metavar=("TARGET", "DRAFT"), help="go on from an exported pair")
     parser.add_argument("--warmup", type=float, default=0.01)
+    parser.add_argument("--blocks", default="", help="shorter blocks and their shares, e.g. 8:0.3,4:0.3")
+    parser.add_argument("--eager", action="store_true", help="do not compile: slower steps, but the first at once")
     parser.add_argument("--from-scratch", action="store_true", help="do not start from the joint drafter")
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=3)
@@ -151,10 +169,13 @@ def main():
         config, target, drafter = runtime.load(args.run / "joint.pt", device)
     if args.from_scratch:
         drafter = Drafter(config).to(device)
+    lengths, shares = parse_blocks(args.blocks, config.draft_block)
+    blocks = torch.tensor(lengths, device=device), torch.tensor(shares, device=device)
+    drafter.config = config = dataclasses.replace(config, draft_blocks=tuple(sorted(lengths[1:])))
     target.requires_grad_(False)
     optimizer = Optimizer([drafter], args.muon_lr, args.adam_lr)
     rows = GeneratedRows(args.run, args.rows, args.length, rank, world, args.seed)
-    sparse = device.type == "cuda"
+    sparse = device.type == "cuda" and not args.eager
     weights = position_weights(config.draft_block, args.gamma, device)
     generator = torch.Generator(device).manual_seed(args.seed * 1000 + rank)
     look, learn = teach, draft_loss
@@ -167,7 +188,7 @@ def main():
     sums = torch.zeros(3, device=device)
     while progress < 1:
         tokens, anchors, labels, positions, causal, draft = prepare_batch(
-            rows.next(), config, args.anchors, device, sparse, generator)
+            rows.next(), config, args.anchors, blocks, device, sparse, generator)
         hidden, taps = look(target, tokens, causal)
         losses = learn(drafter, target, hidden, taps, tokens, anchors, labels, positions, draft, weights, args.soft,
                        args.reach)

@@ -74,6 +74,12 @@ inline __m256i to_bf16(F16 x) {
 
 // ---- Matmul.
 
+// See "FP8 weights" below.
+constexpr int kRowExponent = 64;
+constexpr float kRowFactor = 0x1p64f;
+constexpr float kSumFactor = 0x1p48f;
+static_assert(112 - kRowExponent == 48);
+
 // Packed rows: per 16 rows, A tiles in order of k.
 int64_t amx_group_bytes(WeightFormat format, int64_t k) {
   if (has_blocks(format)) return int_group_bytes(k);
@@ -82,6 +88,7 @@ int64_t amx_group_bytes(WeightFormat format, int64_t k) {
 
 void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
   const int64_t num_steps = (task.k + kTileK - 1) / kTileK;
+  const F16 factor = set1(task.format == WeightFormat::kFp8 ? kRowFactor : 1.0f);
   for (int64_t group = group_begin; group < group_end; ++group) {
     uint16_t* tiles = static_cast<uint16_t*>(task.packed_rows) + group * num_steps * kTileSize;
     for (int64_t r = 0; r < kTileRows; ++r) {
@@ -100,8 +107,8 @@ void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
         const F16 high =
             rest > 16 ? load_upto(a + step * kTileK + 16, rest < 32 ? rest - 16 : 16) : zero();
         auto* out = reinterpret_cast<__m256i*>(tiles + step * kTileSize + r * kTileK);
-        _mm256_storeu_si256(out, to_bf16(low));
-        _mm256_storeu_si256(out + 1, to_bf16(high));
+        _mm256_storeu_si256(out, to_bf16(mul(low, factor)));
+        _mm256_storeu_si256(out + 1, to_bf16(mul(high, factor)));
       }
     }
   }
@@ -123,30 +130,58 @@ inline void prefetch_step(const uint16_t* weights) {
   prefetch_lines(reinterpret_cast<const char*>(weights) + kPrefetchBytes, 32);
 }
 
-// ---- Quantised weights become bf16 tiles in a buffer that stays in L1.
+// ---- FP8 weights become bf16 tiles in a buffer that stays in L1.
 //
-// Two floats of each column side by side, as bf16, to nearest, halves away from zero.
-inline __m512i bf16_pairs(F16 first, F16 second) {
-  const __m512i half = _mm512_set1_epi32(0x8000);
-  const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(first.v), half), 16);
-  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(second.v), half);
-  // (high & mask) | low
-  return _mm512_ternarylogic_epi32(high, _mm512_set1_epi32(int(0xFFFF0000u)), low, 0xEA);
+// Decoding has to cost less than the 70 ns that the codes of a step take to arrive. Codes become
+// f16, 32 at a time, and a f16 a bf16 by moving its bits three places and cutting out the copies of
+// its sign: exponent and mantissa are then those of a bf16 2^112 times smaller. Rows are packed
+// 2^64 times larger, which keeps products far from underflow, and the end of the panel multiplies
+// by the rest. (Through f32 decoding took 56 ns a step instead of 25, more than the products.)
+inline __m512i as_words(__m512h x) {
+  return _mm512_castph_si512(x);
+}
+inline __m512h as_halves(__m512i x) {
+  return _mm512_castsi512_ph(x);
 }
 
-// Walks over the steps of one panel of fp8.
+// f16 to bf16 times 2^-112, to nearest, halves away from zero; denormals count as zero.
+inline __m512i small_bf16(__m512h x) {
+  // (x + 4) >> 3
+  const __m512i moved = _mm512_mulhrs_epi16(as_words(x), _mm512_set1_epi16(1 << 12));
+  return _mm512_and_si512(moved, _mm512_set1_epi16(int16_t(0x8FFF)));
+}
+
+// Pair kPair of k (of 2 that share a line) of 16 columns.
+template <int kPair>
+inline __m512i decode_fp8_pair(__m512i codes, __m512h scale) {
+  // Exponent and mantissa of e4m3 are those of a f16 2^8 times smaller.
+  const __m512i top = kPair == 0 ? _mm512_slli_epi16(codes, 8) : codes;
+  const __m512i x = _mm512_and_si512(_mm512_srai_epi16(top, 1), _mm512_set1_epi16(int16_t(0xBF80)));
+  return small_bf16(_mm512_mul_ph(as_halves(x), scale));
+}
+
+inline float panel_factor(const char* panel) {
+  float factor;
+  __builtin_memcpy(&factor, panel, sizeof(factor));
+  return factor;
+}
+
+// Walks over the steps of one panel of fp8. With kFetches, what is read kPrefetchBytes later is on
+// its way. Weights come without the panel's factor, and 2^-112 times as large.
+template <bool kFetches>
 class PanelDecoder {
  public:
   // `step` is a multiple of steps_per_group().
   PanelDecoder(const char* panel, int64_t step)
-      : at_(panel + step_offset(WeightFormat::kFp8, step)) {}
+      : at_(panel + step_offset(WeightFormat::kFp8, step)),
+        to_half_(set1(256.0f / panel_factor(panel))) {}
 
   // The next step's two B tiles.
   void next(uint16_t* tiles) {
     if (step_++ % steps_per_group(WeightFormat::kFp8) == 0) {
-      prefetch_lines(at_ + kPrefetchBytes, scales_bytes(WeightFormat::kFp8) / kLine);
-      low_ = load_fp8_scales(at_, 0);
-      high_ = load_fp8_scales(at_, 1);
+      if (kFetches) prefetch_lines(at_ + kPrefetchBytes, scales_bytes(WeightFormat::kFp8) / kLine);
+      low_ = load_scales(0);
+      high_ = load_scales(1);
       at_ += scales_bytes(WeightFormat::kFp8);
     }
     decode_half(at_, low_, tiles);
@@ -155,23 +190,29 @@ class PanelDecoder {
   }
 
  private:
+  // Of 16 columns, each twice: for the two k of a pair.
+  __m512h load_scales(int half) const {
+    const F16 scales = mul(load(reinterpret_cast<const float*>(at_) + 16 * half), to_half_);
+    const __m512i wide =
+        _mm512_cvtepu16_epi32(_mm512_cvtps_ph(scales.v, _MM_FROUND_TO_NEAREST_INT));
+    return as_halves(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 16)));
+  }
+
   // Fetches what it will read some steps later, a line at a time: a burst would fill the line fill
   // buffers, and loads wait behind them.
-  static void decode_half(const char* codes, const ScaleLanes& scales, uint16_t* tile) {
-    constexpr WeightFormat kFp8 = WeightFormat::kFp8;
+  static void decode_half(const char* codes, __m512h scale, uint16_t* tile) {
     for (int64_t i = 0; i < kTileK / 4; ++i, codes += 2 * kLine, tile += 2 * kTileK) {
-      prefetch_here(codes + kPrefetchBytes);
-      const Codes lanes = load_codes(codes);
-      _mm512_store_si512(
-          tile, bf16_pairs(decode<kFp8, 0>(lanes, scales), decode<kFp8, 1>(lanes, scales)));
-      _mm512_store_si512(tile + kTileK, bf16_pairs(decode<kFp8, 2>(lanes, scales),
-                                                   decode<kFp8, 3>(lanes, scales)));
+      if (kFetches) prefetch_here(codes + kPrefetchBytes);
+      const __m512i lanes = load_codes(codes).v;
+      _mm512_store_si512(tile, decode_fp8_pair<0>(lanes, scale));
+      _mm512_store_si512(tile + kTileK, decode_fp8_pair<1>(lanes, scale));
     }
   }
 
   const char* at_;
   int64_t step_ = 0;
-  ScaleLanes low_, high_;
+  F16 to_half_;
+  __m512h low_, high_;
 };
 
 constexpr int64_t kSumsStride = kPanelCols * 4;  // bytes; sums are [rows][32] f32
@@ -206,15 +247,24 @@ inline void store_sums(float* sums) {
   }
 }
 
+// What the sums of a panel are multiplied by.
+inline F16 sum_factor(const MatmulTask& task, int64_t panel) {
+  if (task.format != WeightFormat::kFp8) return set1(1.0f);
+  return set1(panel_factor(task.weights + panel * task.panel_bytes) * kSumFactor);
+}
+
 // Hands on the sums of all rows. Memory would idle meanwhile, so it fetches what the first step
 // from `next` on would: without this, 16 rows took 0.3 us longer for each panel than one.
 inline void finish_panel(const MatmulTask& task, int64_t panel, const float* sums, const char* next,
-                         ArgmaxState* best) {
+                         ThreadScratch& scratch) {
+  const F16 factor = sum_factor(task, panel);
+  ArgmaxState* best = scratch.best + task.first_row;
   const int64_t lines_per_row = next != nullptr ? (32 + task.num_rows - 1) / task.num_rows : 0;
   with_epilogue(task, [&]<Epilogue kEpilogue>() {
     for (int64_t row = 0; row < task.num_rows; ++row, sums += kPanelCols) {
       prefetch_lines(next + kPrefetchBytes + row * lines_per_row * kLine, lines_per_row);
-      finish_row<kEpilogue>(task, row, panel, load(sums), load(sums + 16), best);
+      finish_row<kEpilogue>(task, row, panel, mul(load(sums), factor), mul(load(sums + 16), factor),
+                            best);
     }
   });
 }
@@ -223,11 +273,15 @@ inline void finish_panel(const MatmulTask& task, int64_t panel, const float* sum
 // those of the next row pages away.
 inline void finish_panels(const MatmulTask& task, int64_t panel, int64_t num_panels,
                           ThreadScratch& scratch) {
+  F16 factors[kScratchPanels];
+  for (int64_t i = 0; i < num_panels; ++i) factors[i] = sum_factor(task, panel + i);
+  ArgmaxState* best = scratch.best + task.first_row;
   with_epilogue(task, [&]<Epilogue kEpilogue>() {
     for (int64_t row = 0; row < task.num_rows; ++row) {
       for (int64_t i = 0; i < num_panels; ++i) {
         const float* sums = scratch.sums[i] + row * kPanelCols;
-        finish_row<kEpilogue>(task, row, panel + i, load(sums), load(sums + 16), scratch.best);
+        finish_row<kEpilogue>(task, row, panel + i, mul(load(sums), factors[i]),
+                              mul(load(sums + 16), factors[i]), best);
       }
     }
   });
@@ -291,7 +345,7 @@ template <bool kTwoGroups>
 inline void stream_coded_panel(const uint16_t* a, int64_t group_size, const char* w,
                                int64_t num_steps, uint16_t* decoded, float* sums) {
   constexpr int64_t kTurn = 2;
-  PanelDecoder decoder(w, 0);
+  PanelDecoder<true> decoder(w, 0);
   const auto turn = [&](int64_t count) {
     for (int64_t i = 0; i < count; ++i) decoder.next(decoded + i * 2 * kTileSize);
     for (int64_t i = 0; i < count; ++i, a += kTileSize)
@@ -334,55 +388,75 @@ void amx_matmul_few(const MatmulTask& task, int64_t panel_begin, int64_t panel_e
     } else {
       stream_coded_panel<true>(a, group_size, bytes, num_steps, scratch.decoded, sums);
     }
-    finish_panel(task, panel, sums, bytes + task.panel_bytes, scratch.best);
+    finish_panel(task, panel, sums, bytes + task.panel_bytes, scratch);
   }
 }
 
 // Many rows. The loops, from the outside: some panels; a stretch of k; a panel; pairs of groups of
 // rows; steps. A stretch of one panel stays in L1 while all rows pass by, the rows' own stretch in
-// L2 while the panels do. Sums wait in memory between stretches, which does not change them. The
-// next weights are fetched meanwhile.
+// L2 while the panels do. (Longer stretches, which leave L1, took 1.4 times as long.) Sums wait in
+// memory between stretches, which does not change them. Meanwhile memory is busy with what comes
+// next: the next stretch of weights, and the outputs, which other threads have read since.
 constexpr int64_t kStretch = 8;  // steps of k: 16 KiB of a panel, beside as much of the rows in L1
 
 static_assert(kStretch <= kScratchSteps && kStretch % steps_per_group(WeightFormat::kFp8) == 0);
 
-// Weights to fetch while a stretch is multiplied: some lines for each product.
-struct NextWeights {
-  const char* at;
-  int64_t lines_per_step;
+inline void prefetch_to_write(const float* line) {
+  asm volatile("prefetchw %0" : : "m"(*line) : "memory");
+}
+
+// What to fetch while rows are multiplied, some of it at each step.
+struct Ahead {
+  const char* weights = nullptr;
+  int64_t weight_lines = 0;
+  float* out = nullptr;  // columns of a panel in some rows, or null
+  int64_t out_stride = 0;
+  int64_t out_rows = 0;
 
   void fetch(int64_t step) const {
-    prefetch_lines(at + step * lines_per_step * kLine, lines_per_step);
+    prefetch_lines(weights + step * weight_lines * kLine, weight_lines);
+    if (out == nullptr) return;
+    for (int64_t i = step * out_rows; i < (step + 1) * out_rows; ++i) {
+      prefetch_to_write(out + i * out_stride);
+      prefetch_to_write(out + i * out_stride + 16);
+    }
   }
 };
 
 template <bool kTwoGroups>
 inline void multiply_stretch(const uint16_t* a, int64_t group_size, const uint16_t* w,
-                             int64_t num_steps, bool is_first, const NextWeights& next,
-                             float* sums) {
+                             int64_t num_steps, bool is_first, const Ahead& ahead, float* sums) {
   is_first ? zero_sums<kTwoGroups>() : load_sums<kTwoGroups>(sums);
   for (int64_t step = 0; step < num_steps; ++step) {
-    next.fetch(step);
+    ahead.fetch(step);
     multiply_step<kTwoGroups>(a + step * kTileSize, group_size, w + step * 2 * kTileSize);
   }
   store_sums<kTwoGroups>(sums);
 }
 
-// All rows times `num_steps` of one panel from `step` on. Fetches as much from `next` on.
-inline void multiply_rows(const MatmulTask& task, const uint16_t* w, int64_t step,
-                          int64_t num_steps, const char* next_bytes, float* sums) {
-  const int64_t group_size = (task.k + kTileK - 1) / kTileK * kTileSize;
+// All rows times steps [step, step + num_steps) of one panel, as bf16 tiles in `w`. Fetches as many
+// steps from `next` on.
+inline void multiply_rows(const MatmulTask& task, int64_t panel, const uint16_t* w, int64_t step,
+                          int64_t num_steps, const char* next, float* sums) {
+  const int64_t all_steps = (task.k + kTileK - 1) / kTileK;
+  const int64_t group_size = all_steps * kTileSize;
   const int64_t num_pairs = (task.num_rows + 2 * kTileRows - 1) / (2 * kTileRows);
   const int64_t lines = step_bytes(task.format) / kLine + 1;
-  NextWeights next = {next_bytes, (lines + num_pairs - 1) / num_pairs};
+  Ahead ahead = {.weights = next, .weight_lines = (lines + num_pairs - 1) / num_pairs};
+  if (step + num_steps == all_steps && task.out != nullptr) {
+    ahead.out = task.out + panel * (task.epilogue == Epilogue::kSwiglu ? kGateCols : kPanelCols);
+    ahead.out_stride = task.out_stride;
+    ahead.out_rows = (2 * kTileRows + num_steps - 1) / num_steps;
+  }
   const auto* a = static_cast<const uint16_t*>(task.packed_rows) + step * kTileSize;
   for (int64_t row = 0; row < task.num_rows; row += 2 * kTileRows) {
     if (task.num_rows - row > kTileRows)
-      multiply_stretch<true>(a, group_size, w, num_steps, step == 0, next, sums);
+      multiply_stretch<true>(a, group_size, w, num_steps, step == 0, ahead, sums);
     else
-      multiply_stretch<false>(a, group_size, w, num_steps, step == 0, next, sums);
+      multiply_stretch<false>(a, group_size, w, num_steps, step == 0, ahead, sums);
     a += 2 * group_size;
-    next.at += num_steps * next.lines_per_step * kLine;
+    ahead.weights += num_steps * ahead.weight_lines * kLine;
+    if (ahead.out != nullptr) ahead.out += 2 * kTileRows * task.out_stride;
     sums += 2 * kTileRows * kPanelCols;
   }
 }
@@ -397,18 +471,20 @@ void amx_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t panel_
         panel_end - panel < kScratchPanels ? panel_end - panel : kScratchPanels;
     const char* weights = task.weights + panel * task.panel_bytes;
     for (int64_t step = 0; step < num_steps; step += kStretch) {
-      const int64_t count = num_steps - step < kStretch ? num_steps - step : kStretch;
+      const int64_t end = step + kStretch < num_steps ? step + kStretch : num_steps;
       for (int64_t i = 0; i < num_panels; ++i) {
         const char* bytes = weights + i * task.panel_bytes + step_offset(kFormat, step);
         const char* next = i + 1 < num_panels ? bytes + task.panel_bytes
-                                              : weights + step_offset(kFormat, step + kStretch);
+                           : end < num_steps  ? weights + step_offset(kFormat, end)
+                                              : weights + num_panels * task.panel_bytes;
         const auto* w = reinterpret_cast<const uint16_t*>(bytes);
         if constexpr (kFormat != WeightFormat::kBf16) {
-          PanelDecoder decoder(weights + i * task.panel_bytes, step);
-          for (int64_t j = 0; j < count; ++j) decoder.next(scratch.decoded + j * 2 * kTileSize);
+          PanelDecoder<false> decoder(weights + i * task.panel_bytes, step);
+          for (int64_t j = 0; j < end - step; ++j)
+            decoder.next(scratch.decoded + j * 2 * kTileSize);
           w = scratch.decoded;
         }
-        multiply_rows(task, w, step, count, next, scratch.sums[i]);
+        multiply_rows(task, panel + i, w, step, end - step, next, scratch.sums[i]);
       }
     }
     finish_panels(task, panel, num_panels, scratch);
@@ -420,7 +496,7 @@ void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
   with_format(task, [&]<WeightFormat kFormat>() {
     if constexpr (has_blocks(kFormat)) {
       const auto finish = [&](int64_t panel, const float* sums) {
-        finish_panel(task, panel, sums, nullptr, scratch.best);
+        finish_panel(task, panel, sums, nullptr, scratch);
       };
       if constexpr (kFormat == WeightFormat::kInt4) {
         const bool fits = num_int_blocks(task.k) <= kMaxVectorBlocks;

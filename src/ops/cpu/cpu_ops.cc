@@ -37,6 +37,8 @@ constexpr int64_t kSerialPackedElements = 4 * 1024;  // activations made integer
 constexpr int64_t kSerialWeightBytes = 32 * 1024;    // of one thread's share of a matmul
 constexpr int64_t kSerialRopeElements = 4 * 1024;    // of queries, keys and values
 constexpr int64_t kRopeRows = 64;                    // of each thread, from which on rows are split
+constexpr int64_t kLeastBlockRows = 32;              // of a matmul whose rows are split
+constexpr int64_t kWeightsPerActivation = 4;         // with more, its columns are split
 constexpr int64_t kSerialKeyElements = 16 * 1024;    // key and value elements of an attention call
 constexpr size_t kReservedBlocks = 16 * 1024;
 
@@ -401,9 +403,43 @@ class CpuOps final : public Ops {
     task.k = w.k();
     task.packed_rows = packed_rows_.data();
     task.num_rows = a.rows;
+    const int num_blocks = num_row_blocks(task, matrix.panels.num_panels);
+    if (num_blocks > 1) return multiply_blocks(task, matrix.panels.num_panels, num_blocks);
     const int64_t min_panels = std::max<int64_t>(1, kSerialWeightBytes / task.panel_bytes);
     pool_.split(matrix.panels.num_panels, min_panels, [&](ItemRange range, int thread_idx) {
       kernels_.matmul(task, range.begin, range.end, scratch_[thread_idx]);
+    });
+  }
+
+  // Into how many blocks of rows a matmul is cut, each with its share of the threads. All threads
+  // on the same rows read each weight once, but they read rows that others have packed, and write
+  // where others have read, which is as slow as memory. int8 and int4 cost more to decode twice.
+  int num_row_blocks(const MatmulTask& task, int64_t num_panels) const {
+    const int64_t num_weights = num_panels * cpu::kPanelCols * task.k;
+    if (cpu::has_blocks(task.format) ||
+        num_weights > kWeightsPerActivation * task.num_rows * (task.k + task.n))
+      return 1;
+    int num_blocks = 1;
+    while (pool_.num_threads() % (2 * num_blocks) == 0 &&
+           task.num_rows >= 2 * num_blocks * kLeastBlockRows)
+      num_blocks *= 2;
+    return num_blocks;
+  }
+
+  void multiply_blocks(const MatmulTask& task, int64_t num_panels, int num_blocks) {
+    const int64_t group = kernels_.rows_per_group;
+    const int64_t group_bytes = kernels_.packed_group_bytes(task.format, task.k);
+    const int num_shares = pool_.num_threads() / num_blocks;
+    pool_.run([&](int thread_idx) {
+      const ItemRange groups = ItemRange::of_part((task.num_rows + group - 1) / group, num_blocks,
+                                                  thread_idx / num_shares);
+      MatmulTask part = task;
+      part.first_row = groups.begin * group;
+      part.num_rows = std::min(groups.end * group, task.num_rows) - part.first_row;
+      part.packed_rows = packed_rows_.data() + groups.begin * group_bytes;
+      if (part.out != nullptr) part.out += part.first_row * part.out_stride;
+      const ItemRange panels = ItemRange::of_part(num_panels, num_shares, thread_idx % num_shares);
+      kernels_.matmul(part, panels.begin, panels.end, scratch_[thread_idx]);
     });
   }
 

@@ -103,6 +103,7 @@ inline void for_each_k(const char* w, int64_t k, F body) {
     for_each_k_of_blocks<kFormat>(w, k, body);
   } else {
     constexpr int64_t kGroup = kStepK * steps_per_group(kFormat);
+    w += panel_header_bytes(kFormat);
     for (int64_t group = 0; group < k; group += kGroup) {
       const ScaleLanes low = load_fp8_scales(w, 0);
       const ScaleLanes high = load_fp8_scales(w, 1);
@@ -153,7 +154,7 @@ void f32_matmul_format(const MatmulTask& task, int64_t panel_begin, int64_t pane
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     for (int64_t group = 0; group < num_groups; ++group) {
       with_rows<kMatmulRows>(group_size(task.num_rows, group), [&]<int R>() {
-        panel_times_group<kFormat, R>(task, panel, group, scratch.best);
+        panel_times_group<kFormat, R>(task, panel, group, scratch.best + task.first_row);
       });
     }
   }

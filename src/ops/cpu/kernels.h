@@ -25,10 +25,16 @@ enum class Bf16Layout {
   kPairs,
 };
 
-// Panels of fp8 are the same for all units. k is padded with zeros to steps of 32. For each
-// quant_group of k follow the scales of the 32 columns in f32, and then its steps. A step is
-// [k/4][2 halves of the columns][64 bytes]: pairs (k 0, k 2) of 16 columns, then pairs (k 1, k 3).
+// Panels of fp8 begin with a line whose first float is the panel's factor: a power of two for which
+// scale * 256 / factor is below 2^14, so that code / 256 times it is a f16. k is padded with zeros
+// to steps of 32. For each quant_group of k follow the scales of the 32 columns in f32, and then
+// its steps. A step is [k/4][2 halves of the columns][64 bytes]; the 64 bytes hold
+//   beside Bf16Layout::kTiles: for each of 16 columns the codes of k 0, 2, 1, 3;
+//   beside Bf16Layout::kPairs: pairs (k 0, k 2) of 16 columns, then pairs (k 1, k 3).
 inline constexpr int64_t kStepK = 32;
+constexpr int64_t panel_header_bytes(WeightFormat format) {
+  return format == WeightFormat::kFp8 ? 64 : 0;
+}
 constexpr int64_t scales_bytes(WeightFormat format) {
   return format == WeightFormat::kFp8 ? 128 : 0;
 }
@@ -41,7 +47,8 @@ constexpr int64_t steps_per_group(WeightFormat) {
 // Where the step lies in a panel; with its scales, if it is the first of a quant_group.
 constexpr int64_t step_offset(WeightFormat format, int64_t step) {
   const int64_t group = steps_per_group(format);
-  return (step + group - 1) / group * scales_bytes(format) + step * step_bytes(format);
+  return panel_header_bytes(format) + (step + group - 1) / group * scales_bytes(format) +
+         step * step_bytes(format);
 }
 
 // Panels of int8 and int4 are the same for all units: AMX-INT8 multiplies int8 codes as they lie. k
@@ -91,7 +98,8 @@ struct MatmulTask {
   int64_t n = 0;  // output columns
   int64_t k = 0;
   const void* packed_rows = nullptr;
-  int64_t num_rows = 0;  // at most kMaxRowsPerPass
+  int64_t num_rows = 0;   // at most kMaxRowsPerPass
+  int64_t first_row = 0;  // of them, in ThreadScratch::best
   Epilogue epilogue = Epilogue::kStore;
   const float* bias = nullptr;  // [n], kStore only
   float* out = nullptr;         // [num_rows, n]

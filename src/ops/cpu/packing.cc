@@ -11,7 +11,7 @@
 namespace volley::cpu {
 namespace {
 
-constexpr float kFp8ScaleLimit = 0x1p100f;  // kernels multiply scales by 256
+constexpr float kFp8ScaleLimit = 0x1p60f;  // kernels multiply scales and sums by powers of two
 
 int64_t round_up(int64_t x, int64_t step) {
   return (x + step - 1) / step * step;
@@ -141,7 +141,27 @@ class PanelPacker {
     }
   }
 
+  // A power of two that brings the scales near the top of f16. Where one is below 2^-13 of the
+  // panel's largest, kernels that multiply by it in f16 take the smallest of its codes for zero.
+  float fp8_factor() const {
+    float largest = 0x1p-100f;  // where all is tiny or zero: far from the end of the floats
+    for (int64_t first = 0, group = 0; first < k_; first += group_size(), ++group) {
+      for (int64_t c = 0; c < kPanelCols; ++c) {
+        const uint8_t* codes = &codes_[c * padded_k() + first];
+        const bool is_zero = std::all_of(codes, codes + std::min(group_size(), k_ - first),
+                                         [](uint8_t code) { return (code & 0x7Fu) == 0; });
+        if (!is_zero) largest = std::max(largest, std::abs(scales_[group * kPanelCols + c]));
+      }
+    }
+    constexpr int kTop = 13;
+    return std::ldexp(1.0f, std::ilogb(largest) + 8 - kTop);
+  }
+
   void put_steps(char* panel) const {
+    const float factor = fp8_factor();
+    std::memset(panel, 0, static_cast<size_t>(panel_header_bytes(format_)));
+    std::memcpy(panel, &factor, sizeof(factor));
+    panel += panel_header_bytes(format_);
     for (int64_t step = 0; step < num_steps_; ++step) {
       if (step % steps_per_group(format_) == 0) {
         std::memcpy(panel, &scales_[step / steps_per_group(format_) * kPanelCols],
@@ -156,9 +176,13 @@ class PanelPacker {
 
   // The codes of one column in each line of a step.
   void put_column(const uint8_t* codes, int64_t c, char* line) const {
+    constexpr int kPlaces[] = {0, 2, 1, 3};
     for (int64_t first = 0; first < kStepK; line += 128, first += 4) {
-      for (int i = 0; i < 4; ++i)
-        line[i % 2 * 32 + c * 2 + i / 2] = static_cast<char>(codes[first + i]);
+      for (int i = 0; i < 4; ++i) {
+        const int64_t place =
+            layout_ == Bf16Layout::kTiles ? 4 * c + kPlaces[i] : i % 2 * 32 + c * 2 + i / 2;
+        line[place] = static_cast<char>(codes[first + i]);
+      }
     }
   }
 

@@ -29,8 +29,9 @@ inline F16 exp(F16 x) {
   return scale_by_exponent(p, shifted);
 }
 
+// `quotient` is the unit's, for a divisor of at least 1.
 inline F16 silu(F16 x) {
-  return div(x, add(set1(1.0f), exp(sub(zero(), x))));
+  return quotient(x, add(set1(1.0f), exp(sub(zero(), x))));
 }
 
 // Calls body(column, count) over [0, cols) in steps of 16; count < 16 only in the last.

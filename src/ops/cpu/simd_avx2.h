@@ -70,6 +70,10 @@ inline F16 mul(F16 a, F16 b) {
 inline F16 div(F16 a, F16 b) {
   return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
 }
+// a / b for b of at least 1.
+inline F16 quotient(F16 a, F16 b) {
+  return div(a, b);
+}
 inline F16 fma(F16 a, F16 b, F16 c) {  // a b + c
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }

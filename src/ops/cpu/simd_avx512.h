@@ -55,6 +55,17 @@ inline F16 mul(F16 a, F16 b) {
 inline F16 div(F16 a, F16 b) {
   return {_mm512_div_ps(a.v, b.v)};
 }
+// a / b for b of at least 1: to 4 ulp in the AMX unit, since a division takes as long as all else
+// of a silu; exact elsewhere, as in AVX2.
+inline F16 quotient(F16 a, F16 b) {
+#ifdef __AMX_BF16__
+  const __m512 rough = _mm512_rcp14_ps(b.v);  // to 2^-14: one step of Newton's doubles the digits
+  const __m512 error = _mm512_fnmadd_ps(b.v, rough, _mm512_set1_ps(1.0f));
+  return {_mm512_mul_ps(a.v, _mm512_fmadd_ps(rough, error, rough))};
+#else
+  return div(a, b);
+#endif
+}
 inline F16 fma(F16 a, F16 b, F16 c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }  // a b + c
