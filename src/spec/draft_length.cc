@@ -211,7 +211,8 @@ int DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
   // One of the sizes to look at whatever it promises, or plain decoding, or as usual: the best.
   const auto num_sizes = static_cast<int>(config_.block_sizes.size());
   const bool explores = drafted_steps_ % config_.explore_after == config_.explore_after - 1;
-  const int explored = explores ? drafted_steps_ / config_.explore_after % (num_sizes + 1) : -1;
+  const int explored =
+      explores ? (drafted_steps_ / config_.explore_after + num_sizes) % (num_sizes + 1) : -1;
   double best_rate = 0;
   int block_size = whole;
   for (int i = 0; i < num_sizes; ++i) {
@@ -222,14 +223,14 @@ int DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
     for (size_t j = 0; j < candidates.size(); ++j) candidates[j].length = bids_[j].num_taken;
     if (i == explored) break;
   }
+  ++drafted_steps_;
   if (best_rate > (1 + config_.margin) * num_rows / plain_s && explored < num_sizes) {
-    ++drafted_steps_;
     plain_steps_ = 0;
     plain_s_ = 0;
     retry_left_out(candidates, block_size);
     return block_size;
   }
-  drafted_steps_ = 0;
+  if (explored < 0) drafted_steps_ = 0;
   for (DraftCandidate& candidate : candidates) candidate.length = 0;
   ++plain_steps_;
   plain_s_ += plain_s;

@@ -115,8 +115,8 @@ struct DraftPlannerConfig {
   int min_probe_pause = 12;   // plain steps between probes
   int probe_length = 3;
   int max_retry_pause = 256;  // steps, for one sequence among others that draft
-  // Costs are not known for ever: after so many drafted steps come another size of block and, after
-  // a round of them, a plain step.
+  // Costs are not known for ever: after so many drafted steps comes a plain one, after as many more
+  // a size of block that is not the best, and so on.
   int explore_after = 32;
 };
 

@@ -25,6 +25,8 @@ struct DraftBid {
   int num_taken = 0;  // out: the first steps, which the pass takes
 };
 
+inline constexpr double kHopeless = 0.8;
+
 // The pass has `num_rows` rows that yield `num_tokens` tokens anyway. seconds(num_drafting, rows)
 // is what a cycle costs in which num_drafting sequences draft and the pass has `rows` rows. Returns
 // the most tokens per second, with which bids' num_taken; a cycle without drafts is not considered
@@ -80,6 +82,7 @@ double share_rows(std::span<DraftBid> bids, int num_rows, double num_tokens, boo
     tokens += step.value;
     const double rate = tokens / seconds(num_drafting, rows);
     if (rate > best_rate) best_rate = rate, count = taken;
+    if (rate < kHopeless * best_rate) break;  // what follows is worth less and less
   }
   restart();
   for (; count > 0; --count) take_best();

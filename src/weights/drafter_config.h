@@ -44,8 +44,9 @@ struct DrafterConfig {
   bool attention_bias = false;  // biases on q, k, v and o
   bool fp8 = false;
   RopeConfig rope;
-  int block_size = 0;     // anchor plus block_size - 1 drafted tokens
-  std::vector<int> short_block_sizes;  // rising; shorter blocks that the drafter was trained on, too
+  int block_size = 0;  // anchor plus block_size - 1 drafted tokens
+  std::vector<int>
+      short_block_sizes;  // rising; shorter blocks that the drafter was trained on, too
   int mask_token_id = 0;  // stands at every position of the block but the anchor's
   std::vector<int> taps;  // 0-based target layers whose outputs feed fc, increasing
   std::optional<int> num_target_layers;
