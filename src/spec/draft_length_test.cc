@@ -183,6 +183,59 @@ TEST(DraftPlanner, DraftsLessInLargeBatches) {
   EXPECT_LT(drafts_of(64), drafts_of(1));
 }
 
+// A whole block for one sequence, a short one where the rows of many blocks cost more than they
+// bring; and block_for() is the smallest that holds.
+TEST(DraftPlanner, TakesShortBlocksForManySequences) {
+  CostTable draft(1024);
+  CostTable verify(1024);
+  for (int rows = 1; rows <= 1024; rows *= 2) {
+    verify.observe(rows, 1.0 + rows / 256.0);
+    draft.observe(rows, 0.1 + rows / 128.0);
+  }
+  SurvivalEstimate prior(15);
+  for (int i = 0; i < 200; ++i) prior.observe(15, 2 + i % 9);
+  const auto block_of = [&](size_t count) {
+    DraftPlanner planner({.block_sizes = {4, 8, 16}});
+    std::vector<DraftOutlook> outlooks(count, DraftOutlook(15, prior));
+    std::vector<DraftCandidate> candidates;
+    for (auto& outlook : outlooks) candidates.push_back({.outlook = &outlook, .max_length = 15});
+    const int block = planner.choose(candidates, 0, draft, verify);
+    for (const DraftCandidate& candidate : candidates) EXPECT_LT(candidate.length, block);
+    EXPECT_GT(candidates[0].length, 0);
+    return block;
+  };
+  EXPECT_GT(block_of(1), 4);
+  EXPECT_EQ(block_of(32), 4);
+  const DraftPlanner planner({.block_sizes = {4, 8, 16}});
+  for (const auto& [drafts, block] : {std::pair{1, 4}, {3, 4}, {4, 8}, {7, 8}, {8, 16}, {15, 16}}) {
+    EXPECT_EQ(planner.block_for(drafts), block) << drafts;
+  }
+}
+
+// While drafting pays, a plain step and other blocks come now and then, so that no cost is stale.
+TEST(DraftPlanner, LooksAtOtherChoicesNowAndThen) {
+  CostTable draft(16);
+  CostTable verify(16);
+  draft.observe(16, 0.1);
+  verify.observe(1, 1.0);
+  verify.observe(16, 1.1);
+  DraftOutlook outlook(15, SurvivalEstimate(15));
+  DraftPlanner planner({.block_sizes = {4, 16}});
+  int plain = 0;
+  int short_blocks = 0;
+  for (int i = 0; i < 960; ++i) {
+    DraftCandidate candidate{.outlook = &outlook, .max_length = 15};
+    const int block = planner.choose({&candidate, 1}, 0, draft, verify);
+    plain += candidate.length == 0;
+    short_blocks += candidate.length > 0 && block == 4;
+    if (candidate.length > 0) outlook.survival.observe(candidate.length, candidate.length);
+  }
+  EXPECT_GE(plain, 5);
+  EXPECT_LE(plain, 30);
+  EXPECT_GE(short_blocks, 5);
+  EXPECT_LE(short_blocks, 40);
+}
+
 TEST(DraftPlanner, RespectsTheStepsBound) {
   CostTable draft(16);
   CostTable verify(16);

@@ -98,6 +98,19 @@ TEST(DrafterConfig, BlockSizeHasTwoHomes) {
   EXPECT_THAT(error_of(kZLab, R"({"block_size": null})"), HasSubstr("block_size is missing"));
 }
 
+TEST(DrafterConfig, ShortBlocksRiseBelowTheWholeOne) {
+  EXPECT_TRUE(parsed(kZLab).short_block_sizes.empty());
+  const DrafterConfig config = parsed(kZLab, R"({"dflash_config": {"short_block_sizes": [4, 8]}})");
+  EXPECT_THAT(config.short_block_sizes, ElementsAre(4, 8));
+  for (const char* wrong : {"[8, 4]", "[4, 4]", "[4, 16]"}) {
+    EXPECT_THAT(error_of(kZLab, std::string(R"({"dflash_config": {"short_block_sizes": )") + wrong + "}}"),
+                HasSubstr("short_block_sizes must increase"))
+        << wrong;
+  }
+  EXPECT_THAT(error_of(kZLab, R"({"dflash_config": {"short_block_sizes": [1]}})"),
+              HasSubstr("short_block_sizes"));
+}
+
 TEST(DrafterConfig, DefaultTaps) {
   EXPECT_THAT(default_taps(36, 5), ElementsAre(1, 9, 17, 25, 33));
   EXPECT_THAT(default_taps(28, 5), ElementsAre(1, 7, 13, 19, 25));
