@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace volley {
 namespace {
@@ -130,6 +132,39 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+bool remove_oldest_files(const std::filesystem::path& dir, std::string_view extension,
+                         int64_t incoming_bytes, int64_t max_bytes,
+                         std::filesystem::file_time_type keep_from) {
+  namespace fs = std::filesystem;
+  struct File {
+    fs::file_time_type written;
+    int64_t bytes;
+    fs::path path;
+  };
+  std::vector<File> files;
+  int64_t total = incoming_bytes;
+  std::error_code error;
+  // What cannot be read is no longer ours to count.
+  for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().filename().string().find(extension) == std::string::npos) continue;
+    std::error_code gone;
+    const auto bytes = static_cast<int64_t>(it->file_size(gone));
+    if (gone) continue;
+    const auto written = it->last_write_time(gone);
+    if (gone) continue;
+    files.push_back({written, bytes, it->path()});
+    total += bytes;
+  }
+  std::sort(files.begin(), files.end(),
+            [](const File& a, const File& b) { return a.written < b.written; });
+  for (const File& file : files) {
+    if (total <= max_bytes || file.written >= keep_from) break;
+    fs::remove(file.path, error);
+    total -= file.bytes;
+  }
+  return total <= max_bytes;
 }
 
 }  // namespace volley

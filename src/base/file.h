@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -19,6 +20,15 @@ Status write_file_atomic(const std::filesystem::path& path, std::string_view byt
 // The parts one after the other.
 Status write_file_atomic(const std::filesystem::path& path,
                          std::span<const std::string_view> parts);
+
+// Makes room for `incoming_bytes` in a cache folder that may hold `max_bytes`: removes files with
+// `extension` in their names (what killed writers left has it too), those written longest ago
+// first, but none written at `keep_from` or later. False where that is not enough. Other processes
+// may add and remove files meanwhile.
+bool remove_oldest_files(
+    const std::filesystem::path& dir, std::string_view extension, int64_t incoming_bytes,
+    int64_t max_bytes,
+    std::filesystem::file_time_type keep_from = std::filesystem::file_time_type::max());
 
 // A regular file mapped read-only for the lifetime of the object. Move-only.
 class MappedFile {

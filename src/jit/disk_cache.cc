@@ -1,8 +1,6 @@
 #include "jit/disk_cache.h"
 
-#include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "base/file.h"
 #include "jit/little_endian.h"
@@ -63,39 +61,9 @@ Status DiskCache::store(const KernelKey& key, std::string_view cubin) const {
   const Sha256Digest digest = sha256(cubin);
   file.append(reinterpret_cast<const char*>(digest.data()), digest.size());
   file.append(cubin);
-  make_room(static_cast<int64_t>(file.size()));
+  remove_oldest_files(options_.dir, kExtension, static_cast<int64_t>(file.size()),
+                      options_.max_bytes);
   return write_file_atomic(path_of(key), file);
-}
-
-void DiskCache::make_room(int64_t incoming_bytes) const {
-  struct File {
-    fs::file_time_type written;
-    int64_t bytes;
-    fs::path path;
-  };
-  std::vector<File> files;
-  int64_t total = incoming_bytes;
-  std::error_code error;
-  // Others add and remove files meanwhile: what cannot be read is no longer ours to count.
-  for (fs::directory_iterator it(options_.dir, error), end; !error && it != end;
-       it.increment(error)) {
-    if (it->path().extension() != kExtension) continue;
-    std::error_code gone;
-    const auto bytes = static_cast<int64_t>(it->file_size(gone));
-    if (gone) continue;
-    const auto written = it->last_write_time(gone);
-    if (gone) continue;
-    files.push_back({written, bytes, it->path()});
-    total += bytes;
-  }
-  if (total <= options_.max_bytes) return;
-  std::sort(files.begin(), files.end(),
-            [](const File& a, const File& b) { return a.written < b.written; });
-  for (const File& file : files) {
-    if (total <= options_.max_bytes) return;
-    fs::remove(file.path, error);
-    total -= file.bytes;
-  }
 }
 
 }  // namespace volley::jit

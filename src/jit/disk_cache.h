@@ -36,7 +36,6 @@ class DiskCache {
 
  private:
   explicit DiskCache(DiskCacheOptions options) : options_(std::move(options)) {}
-  void make_room(int64_t incoming_bytes) const;
 
   DiskCacheOptions options_;
 };

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <vector>
 
 #include "base/file.h"
 
@@ -173,7 +172,8 @@ Status PackCache::write(const PackKey& key, const PackedPanels& packed, Bf16Layo
   if (!error && space.available < 2 * static_cast<uint64_t>(needed) + (uint64_t{1} << 30))
     return make_error(ErrorKind::kExhausted, "{}: {} bytes are free", options_.dir.string(),
                       space.available);
-  if (!make_room(needed))
+  // Files used before this cache was opened may go.
+  if (!remove_oldest_files(options_.dir, kExtension, needed, options_.max_bytes, opened_))
     return make_error(ErrorKind::kExhausted, "{}: this model needs more than the {} bytes allowed",
                       options_.dir.string(), options_.max_bytes);
   std::string start = pack_header_text({.key = key,
@@ -186,42 +186,6 @@ Status PackCache::write(const PackKey& key, const PackedPanels& packed, Bf16Layo
   const std::string_view parts[] = {start,
                                     {packed.panels(), static_cast<size_t>(packed.num_bytes())}};
   return write_file_atomic(path_of(key), parts);
-}
-
-// Removes files used before this cache was opened, the oldest first. False where that is not
-// enough.
-bool PackCache::make_room(int64_t incoming_bytes) const {
-  struct File {
-    fs::file_time_type used;
-    int64_t bytes;
-    fs::path path;
-  };
-  std::vector<File> files;
-  int64_t total = incoming_bytes;
-  std::error_code error;
-  // Others add and remove files meanwhile: what cannot be read is no longer ours to count.
-  for (fs::directory_iterator it(options_.dir, error), end; !error && it != end;
-       it.increment(error)) {
-    // Whole files, and what writers left that were killed.
-    if (it->path().filename().string().find(kExtension) == std::string::npos) continue;
-    std::error_code gone;
-    const auto bytes = static_cast<int64_t>(it->file_size(gone));
-    if (gone) continue;
-    const auto used = it->last_write_time(gone);
-    if (gone) continue;
-    files.push_back({used, bytes, it->path()});
-    total += bytes;
-  }
-  if (total <= options_.max_bytes) return true;
-  std::sort(files.begin(), files.end(),
-            [](const File& a, const File& b) { return a.used < b.used; });
-  for (const File& file : files) {
-    if (total <= options_.max_bytes) break;
-    if (file.used >= opened_) return false;
-    fs::remove(file.path, error);
-    total -= file.bytes;
-  }
-  return total <= options_.max_bytes;
 }
 
 }  // namespace volley::cpu

@@ -83,7 +83,6 @@ class PackCache {
  private:
   explicit PackCache(Options options);
   Status write(const PackKey& key, const PackedPanels& packed, Bf16Layout layout, ThreadPool& pool);
-  bool make_room(int64_t incoming_bytes) const;
 
   Options options_;
   std::filesystem::file_time_type opened_;
