@@ -151,7 +151,6 @@ void print_footnotes(const Options& options, const Loaded& loaded, const SourceS
 // bench --concurrency: every prompt's first turn, by throughput.
 Result<int> bench_batches(const Options& options, Loaded& loaded, const AnswerRequest& request,
                           const std::vector<BenchPrompt>& prompts) {
-  constexpr int kRounds = 3;
   Engine& engine = *loaded.models.engine;
   std::vector<GenerationRequest> requests;
   const auto add = [&](std::vector<int32_t> ids) {
@@ -181,17 +180,17 @@ Result<int> bench_batches(const Options& options, Loaded& loaded, const AnswerRe
   const DraftPolicy draft = options.model.draft_length.policy(engine.block_size());
   for (const int concurrency : options.bench.concurrency) {
     VOLLEY_TRY(BatchResult result,
-               measure_batch(engine, requests, draft, concurrency, kRounds,
+               measure_batch(engine, requests, draft, concurrency, options.bench.rounds,
                              [&](const std::string& line) { progress.show(line); }));
     results.push_back(result);
   }
   progress.clear();
   fmt::print(
       "{}, {}, {} thread{}; draft length {}; {} prompts\n\n{}\n"
-      "tok/s: all tokens / time of all steps, prefill included; best of {} rounds, in turns.\n",
+      "tok/s: all tokens / time of all steps, prefill included; medians of {} rounds, in turns.\n",
       cpu_model_name(), loaded.models.ops->name(), loaded.models.num_threads,
       loaded.models.num_threads == 1 ? "" : "s", options.model.draft_length.name(), requests.size(),
-      batch_table(results), kRounds);
+      batch_table(results), options.bench.rounds);
   if (!options.bench.json_file.empty()) {
     Json json = batch_json(results);
     json["settings"] = settings_json(options, loaded);

@@ -56,6 +56,12 @@ Result<Round> run_round(Engine& engine, const std::vector<GenerationRequest>& re
   return round;
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ssize(values) / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 }  // namespace
 
 Result<BatchResult> measure_batch(Engine& engine, const std::vector<GenerationRequest>& requests,
@@ -64,13 +70,14 @@ Result<BatchResult> measure_batch(Engine& engine, const std::vector<GenerationRe
   CHECK(!requests.empty());
   BatchResult result{.concurrency = concurrency, .identical = true};
   std::vector<std::vector<int32_t>> expected;
+  std::vector<double> plain_tok_s;
+  std::vector<double> draft_tok_s;
   for (int i = 0; i < 2 * rounds; ++i) {
     // plain, drafted, drafted, plain, ...
     const bool plain = (i + 1) / 2 % 2 == 0;
     VOLLEY_TRY(Round round,
                run_round(engine, requests, plain ? DraftPolicy::off() : draft, concurrency));
-    double& best = plain ? result.plain_tok_s : result.draft_tok_s;
-    best = std::max(best, round.tok_s());
+    (plain ? plain_tok_s : draft_tok_s).push_back(round.tok_s());
     result.num_tokens = round.num_tokens;
     if (!plain && round.num_passes > 0) {
       const auto num_passes = static_cast<double>(round.num_passes);
@@ -83,10 +90,15 @@ Result<BatchResult> measure_batch(Engine& engine, const std::vector<GenerationRe
     else
       result.identical &= round.tokens == expected;
     if (on_progress) {
-      on_progress(fmt::format("{} in flight: {:.0f} -> {:.0f} tok/s", concurrency,
-                              result.plain_tok_s, result.draft_tok_s));
+      on_progress(fmt::format("{} in flight, round {} of {}: {:.0f} tok/s {}", concurrency,
+                              i / 2 + 1, rounds, round.tok_s(), plain ? "plain" : "drafted"));
     }
   }
+  std::vector<double> speedups;
+  for (int i = 0; i < rounds; ++i) speedups.push_back(draft_tok_s[i] / plain_tok_s[i]);
+  result.plain_tok_s = median(std::move(plain_tok_s));
+  result.draft_tok_s = median(std::move(draft_tok_s));
+  result.speedup = median(std::move(speedups));
   return result;
 }
 
@@ -96,7 +108,7 @@ std::string batch_table(const std::vector<BatchResult>& results) {
                   "drafted tok/s", "speedup", "acceptance_length", "passes drafted", "identical");
   for (const BatchResult& r : results) {
     table += fmt::format("{:>9}  {:>11.1f}  {:>13.1f}  {:>6.2f}x  {:>17.2f}  {:>13.0f}%  {}\n",
-                         r.concurrency, r.plain_tok_s, r.draft_tok_s, r.speedup(),
+                         r.concurrency, r.plain_tok_s, r.draft_tok_s, r.speedup,
                          r.acceptance_length, 100 * r.drafted_share, r.identical ? "yes" : "NO");
   }
   return table;
@@ -109,7 +121,7 @@ Json batch_json(const std::vector<BatchResult>& results) {
                     {"tokens", r.num_tokens},
                     {"plain_tok_s", r.plain_tok_s},
                     {"draft_tok_s", r.draft_tok_s},
-                    {"speedup", r.speedup()},
+                    {"speedup", r.speedup},
                     {"acceptance_length", r.acceptance_length},
                     {"drafted_share", r.drafted_share},
                     {"identical", r.identical}});

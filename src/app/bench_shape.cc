@@ -177,9 +177,8 @@ class ShapeModels {
   // A pass of the target over rows from `context` on, each with its most likely next token.
   void step(int rows, int context, bool with_taps) {
     set_rows(rows, context);
-    const TensorView tapped = taps.first_rows(rows);
     const TensorView hidden =
-        target->forward(batch, outputs(0, rows), *target_kv, with_taps ? &tapped : nullptr);
+        target->forward(batch, outputs(0, rows), *target_kv, tap_rows(with_taps ? rows : 0));
     target->argmax(hidden, std::span(tokens).first(static_cast<size_t>(rows)));
   }
   void draft(int rows, int context) {
@@ -197,9 +196,8 @@ class ShapeModels {
       const int rows = std::min(chunk, num_tokens - first);
       const bool is_last = first + rows == num_tokens;
       set_rows(rows, first);
-      const TensorView tapped = taps.first_rows(rows);
       const TensorView hidden = target->forward(batch, outputs(rows - 1, is_last ? 1 : 0),
-                                                *target_kv, with_drafter ? &tapped : nullptr);
+                                                *target_kv, tap_rows(with_drafter ? rows : 0));
       if (is_last) target->argmax(hidden, std::span(tokens).first(1));
       if (with_drafter) inject(rows, first);
     }
@@ -231,7 +229,13 @@ class ShapeModels {
     std::iota(output_rows_.begin(), output_rows_.end(), first);
     return output_rows_;
   }
+  TapRows tap_rows(int count) {
+    tap_rows_.resize(static_cast<size_t>(count));
+    std::iota(tap_rows_.begin(), tap_rows_.end(), 0);
+    return {tap_rows_, taps.first_rows(count)};
+  }
   std::vector<int32_t> output_rows_;
+  std::vector<int32_t> tap_rows_;
   std::vector<int32_t> tokens = std::vector<int32_t>(64);
 };
 

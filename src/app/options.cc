@@ -264,6 +264,9 @@ std::vector<VerbApp> define(CLI::App& app, Options& o, RawValues& raw) {
       ->type_name("N,...")
       ->delimiter(',')
       ->group("Prompt");
+  bench.add_option("--rounds", o.bench.rounds, "with --concurrency: medians of so many rounds [3]")
+      ->type_name("N")
+      ->group("Prompt");
   add_answer_flags(bench, o, raw);
   add_draft_flags(bench, raw);
   bench
@@ -460,6 +463,7 @@ Status check_numbers(const Options& o) {
   for (const int concurrency : o.bench.concurrency) {
     VOLLEY_TRY_STATUS(check_int("--concurrency", concurrency, 1, kMaxConcurrency));
   }
+  VOLLEY_TRY_STATUS(check_int("--rounds", o.bench.rounds, 1, 1000));
   VOLLEY_TRY_STATUS(check_int("--sample", o.same_answer.sample, 1, kMaxTokens));
   VOLLEY_TRY_STATUS(check_choice("--isa", o.model.isa, {"auto", "avx2", "avx512", "amx"}));
   VOLLEY_TRY_STATUS(check_choice("--backend", o.model.backend, {"cpu", "ref"}));

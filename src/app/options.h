@@ -94,6 +94,7 @@ struct BenchOptions {
   bool compare_samplings = false;
   // Requests in flight, a run each; empty: one prompt at a time, in detail.
   std::vector<int> concurrency;
+  int rounds = 3;  // of each way, where several are in flight
   // Not empty: passes of these shapes with random weights, in each of the formats.
   std::vector<std::string> shapes;
   std::vector<std::string> formats = {"bf16"};

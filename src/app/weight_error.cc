@@ -75,7 +75,7 @@ struct Model {
     std::vector<int32_t> rows(static_cast<size_t>(count));
     std::iota(rows.begin(), rows.end(), 0);
     const TensorView out = logits.first_rows(count);
-    target->logits(target->forward(batch, rows, *kv, nullptr), out);
+    target->logits(target->forward(batch, rows, *kv, {}), out);
     return out;
   }
 };

@@ -6,31 +6,14 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "engine/sequence.h"
 #include "spec/acceptance.h"
 
 namespace volley {
 namespace {
 
-// Rows of target_hidden a sequence may owe its drafter while it decodes plainly; then they are
-// injected together, since one pass over fc and the key projections serves them all.
-constexpr int kPendingHiddenRows = 32;
-
 constexpr int kDefaultMaxModelLen = 8192;
 constexpr int kMaxLogprobs = 128;
-
-// Branches of one sequence, and the candidates of a position that may start one.
-constexpr int kMaxBranches = 6;
-constexpr int kCandidates = 4;
-// With so few sequences in a step, further rows of the drafter's head and of the target's pass cost
-// little: whole blocks are looked at and second guesses verified. With more, a few drafts beyond
-// what survives on average are looked at.
-constexpr int kFewSequences = 2;
-constexpr int kExtraDrafts = 2;
-
-// A drafter sees less than its target and spreads its probabilities wider. Sampling from it as it
-// is lets the shared noise pick tokens that the surer target would not; at a lower temperature the
-// noise decides close calls only.
-constexpr float kDraftSharpness = 2.5;
 
 int block_size_of(const DrafterConfig* drafter) {
   return drafter != nullptr ? drafter->block_size : 1;
@@ -59,61 +42,6 @@ double SpeculationStats::acceptance_length() const {
   const int64_t passes = num_target_passes - 1;
   return passes > 0 ? static_cast<double>(num_tokens - 1) / static_cast<double>(passes) : 1.0;
 }
-
-// A second guess beside the best chain of drafts, verified as a sequence of its own that shares all
-// pages but the one the block begins in.
-struct Engine::Branch {
-  int32_t page;                     // a copy of that page, with this branch's keys
-  std::vector<int32_t> page_table;  // the sequence's, with `page` in place of the original
-};
-
-// A live request: what the scheduler does not know of it.
-struct Engine::Sequence {
-  Sequence(RequestId request_id, GenerationRequest&& source, int block_size,
-           const SurvivalEstimate& prior)
-      : id(request_id),
-        request(std::move(source)),
-        filter(request.filter != nullptr ? request.filter->clone() : nullptr),
-        outlook(std::max(1, block_size - 1), prior) {}
-
-  bool drafts_at_all() const { return request.draft.mode != DraftPolicy::Mode::kOff; }
-  bool greedy() const {
-    return request.sampling.temperature == 0 && !request.sampling.edits_logits() &&
-           filter == nullptr && request.num_logprobs < 0;
-  }
-  // The drafter's probabilities decide which of its guesses are verified.
-  bool graded() const { return greedy() && (is_auto() || request.draft.branches); }
-  bool is_auto() const { return request.draft.mode == DraftPolicy::Mode::kAuto; }
-  bool is_stop(int32_t token) const {
-    return std::find(request.stop_ids.begin(), request.stop_ids.end(), token) !=
-           request.stop_ids.end();
-  }
-
-  RequestId id;
-  GenerationRequest request;
-  std::unique_ptr<TokenFilter> filter;
-  TokenCounts counts;
-  // Tapped states of positions [num_injected, num_computed), which the drafter is owed; held while
-  // the sequence runs. [kPendingHiddenRows + block_size, num_taps * hidden_size]
-  Tensor hidden;
-  int draft_length = 0;  // asked of the next step
-  int draft_block = 0;   // rows of its block there
-  // Of this step: all that the drafter's best guess says, with its probabilities where graded, and
-  // what of it is verified: the best chain, then its branches.
-  std::vector<int32_t> guess;
-  std::vector<float> guess_probabilities;
-  int first_guess_row = 0;           // of draft_logits_
-  std::vector<float> match_chances;  // [guess.size(), kCandidates]
-  BranchPlanner branch_planner;
-  std::vector<std::vector<int32_t>> chains;
-  std::vector<Branch> branches;  // chains[1], chains[2], ...
-  std::vector<int32_t> fresh;    // tokens of this step
-  std::vector<TokenLogprobs> fresh_logprobs;
-  DraftOutlook outlook;
-  SpeculationStats stats;
-  FinishReason finish = FinishReason::kNone;
-  ScheduledSequence* scheduled = nullptr;  // while it is in this step's plan
-};
 
 Status EngineConfig::validate() const {
   const auto check = [](const char* name, int value, int low, int high) -> Status {
@@ -252,6 +180,7 @@ void Engine::calibrate() {
   }
   survival_ = SurvivalEstimate(std::max(1, full));
   draft_planner_ = DraftPlanner(planner_config());
+  crowd_watch_ = {};
   finished_.clear();
 }
 
@@ -319,13 +248,14 @@ Result<RequestId> Engine::submit(GenerationRequest request) {
 
   const RequestId id{next_id_};
   auto sequence = std::make_unique<Sequence>(id, std::move(request), block_size_, survival_);
-  VOLLEY_TRY_STATUS(scheduler_.add(
-      {.id = id,
-       .prompt_ids = sequence->request.prompt_ids,
-       .priority = sequence->request.priority,
-       .prefill_chunk = std::min(sequence->request.prefill_chunk, config_.prefill_chunk),
-       .uses_drafter = sequence->drafts_at_all(),
-       .cache_salt = sequence->request.cache_salt}));
+  VOLLEY_TRY(sequence->scheduled,
+             scheduler_.add(
+                 {.id = id,
+                  .prompt_ids = sequence->request.prompt_ids,
+                  .priority = sequence->request.priority,
+                  .prefill_chunk = std::min(sequence->request.prefill_chunk, config_.prefill_chunk),
+                  .uses_drafter = sequence->uses_drafter(),
+                  .cache_salt = sequence->request.cache_salt}));
   if (sequence->request.sampling.edits_logits()) {
     sequence->counts.add_prompt(sequence->request.prompt_ids);
   }
@@ -335,69 +265,11 @@ Result<RequestId> Engine::submit(GenerationRequest request) {
   return id;
 }
 
-DraftPlannerConfig Engine::planner_config() const {
-  std::vector<int> block_sizes;
-  if (drafter_ != nullptr) block_sizes = drafter_->config().short_block_sizes;
-  block_sizes.push_back(std::max(block_size_, 2));
-  return {.block_sizes = std::move(block_sizes),
-          .body_share = drafter_ != nullptr ? drafter_->body_share() : 1,
-          .extra_drafts = kExtraDrafts};
-}
-
-// Of this step's draft pass.
-int Engine::draft_cost_rows() const {
-  int num_drafts = 0;
-  for (const Item& item : items_) num_drafts += item.plan.num_drafts;
-  return draft_planner_.cost_rows(draft_rows_.num_rows(), num_drafts);
-}
-
-// The draft length of every decoding sequence, before the scheduler reserves pages for it.
-void Engine::choose_draft_lengths() {
-  draft_candidates_.clear();
-  draft_owners_.clear();
-  int num_others = 0;
-  for (const auto& [id, sequence] : sequences_) {
-    sequence->draft_length = 0;
-    const ScheduledSequence* scheduled = scheduler_.find(sequence->id);
-    if (!scheduled->decodes()) {
-      // It will decode soon. While prompts fill a step, a decoded token is worth what it will be
-      // then, not what it would be with the few that decode now.
-      num_others += num_others < config_.max_num_seqs;
-      continue;
-    }
-    // The bonus token is always there: one draft fewer than the tokens still allowed.
-    const int64_t remaining = sequence->request.max_tokens - sequence->stats.num_tokens;
-    const int bound = static_cast<int>(std::min<int64_t>(block_size_ - 1, remaining - 1));
-    const DraftPolicy& policy = sequence->request.draft;
-    if (policy.mode == DraftPolicy::Mode::kAuto && bound > 0) {
-      draft_candidates_.push_back({.outlook = &sequence->outlook, .max_length = bound});
-      draft_owners_.push_back(sequence.get());
-      continue;
-    }
-    if (policy.mode == DraftPolicy::Mode::kFixed) {
-      sequence->draft_length = std::min(policy.length, bound);
-      sequence->draft_block = draft_planner_.block_for(policy.length);
-    }
-    num_others += 1 + sequence->draft_length;
-  }
-  const int block = draft_planner_.choose(draft_candidates_, num_others, draft_cost_, verify_cost_);
-  const bool is_small = std::ssize(draft_candidates_) + num_others <= kFewSequences;
-  for (size_t i = 0; i < draft_candidates_.size(); ++i) {
-    const DraftCandidate& candidate = draft_candidates_[i];
-    int& length = draft_owners_[i]->draft_length;
-    length = candidate.length;
-    draft_owners_[i]->draft_block = block;
-    if (length == 0 || !draft_owners_[i]->graded()) continue;
-    // Which of these are verified is decided when they are known.
-    const int most = std::min(candidate.max_length, block - 1);
-    length = is_small ? most : std::min(most, length + kExtraDrafts);
-  }
-}
-
 void Engine::plan() {
   const auto find = [&](RequestId id) -> Sequence& {
     return *sequences_.at(static_cast<uint64_t>(id));
   };
+  choose_who_rests();
   choose_draft_lengths();
   const StepPlan plan = scheduler_.plan(
       [&](const ScheduledSequence& scheduled) { return find(scheduled.id).draft_length; });
@@ -405,15 +277,14 @@ void Engine::plan() {
   items_.clear();
   for (const PlannedItem& item : plan.items) {
     Sequence& sequence = find(item.sequence->id);
-    sequence.scheduled = item.sequence;
     attach(sequence);
     items_.push_back({&sequence, item});
   }
 }
 
-// A running sequence with drafts holds one buffer for the states its drafter is owed.
+// A running sequence with a drafter holds one buffer for the states its drafter is owed.
 void Engine::attach(Sequence& sequence) {
-  if (!sequence.drafts_at_all() || !sequence.hidden.view().empty()) return;
+  if (!sequence.uses_drafter() || !sequence.hidden.view().empty()) return;
   CHECK(!free_hidden_.empty());
   sequence.hidden = std::move(free_hidden_.back());
   free_hidden_.pop_back();
@@ -438,262 +309,10 @@ std::span<const StepOutput> Engine::step() {
   return outputs_;
 }
 
-// Brings the drafter's context up to num_computed.
-void Engine::inject_pending(Sequence& sequence) {
-  ScheduledSequence& scheduled = *sequence.scheduled;
-  const auto num_pending = static_cast<int>(scheduled.num_computed - scheduled.num_injected);
-  if (num_pending == 0) return;
-  inject_rows_.clear();
-  inject_rows_.begin_sequence(scheduled.pages.data());
-  for (int i = 0; i < num_pending; ++i) inject_rows_.add(0, scheduled.num_injected + i);
-  drafter_->inject(inject_rows_, sequence.hidden.first_rows(num_pending), *draft_kv_);
-  scheduled.num_injected = scheduled.num_computed;
-}
-
-// The same in one pass, which reads each matrix once, for all sequences that draft in this step;
-// and, when one that does not is about to owe too much, for all that owe much.
-void Engine::inject_pending_together() {
-  const auto owed = [](const Item& item) {
-    if (!item.sequence->drafts_at_all()) return int64_t{0};
-    return item.plan.sequence->num_computed - item.plan.sequence->num_injected;
-  };
-  const bool flushes = std::any_of(items_.begin(), items_.end(), [&](const Item& item) {
-    return owed(item) + item.plan.num_known > kPendingHiddenRows &&
-           item.plan.num_known <= kPendingHiddenRows;
-  });
-  const auto joins = [&](const Item& item) {
-    return item.plan.num_drafts > 0 || (flushes && owed(item) > kPendingHiddenRows / 2);
-  };
-  if (std::count_if(items_.begin(), items_.end(), joins) == 1) {
-    inject_pending(*std::find_if(items_.begin(), items_.end(), joins)->sequence);
-    return;
-  }
-  inject_rows_.clear();
-  const auto inject = [&] {
-    if (inject_rows_.empty()) return;
-    drafter_->inject(inject_rows_, target_hidden_.first_rows(inject_rows_.num_rows()), *draft_kv_);
-    inject_rows_.clear();
-  };
-  for (const Item& item : items_) {
-    ScheduledSequence& scheduled = *item.plan.sequence;
-    const auto num_pending = static_cast<int>(owed(item));
-    if (!joins(item) || num_pending == 0) continue;
-    if (inject_rows_.num_rows() + num_pending > target_hidden_.view().rows) inject();
-    // target_hidden_ is free between the target's passes.
-    ops_.copy(item.sequence->hidden.first_rows(num_pending),
-              target_hidden_.view().row_range(inject_rows_.num_rows(), num_pending));
-    inject_rows_.begin_sequence(scheduled.pages.data());
-    for (int i = 0; i < num_pending; ++i) inject_rows_.add(0, scheduled.num_injected + i);
-    scheduled.num_injected = scheduled.num_computed;
-  }
-  inject();
-}
-
-void Engine::draft_blocks() {
-  draft_rows_.clear();
-  output_rows_.clear();
-  const double start = now_s();
-  bool usual = true;  // not the first draft after many plain steps, which injects much
-  for (Item& item : items_) {
-    item.sequence->chains.assign(1, {});
-    item.sequence->guess.clear();
-    item.sequence->guess_probabilities.clear();
-    if (item.plan.num_drafts == 0) continue;
-    const ScheduledSequence& scheduled = *item.plan.sequence;
-    usual &= scheduled.num_computed - scheduled.num_injected <= block_size_;
-    draft_rows_.begin_sequence(scheduled.pages.data());
-    draft_rows_.add(scheduled.tokens.back(), scheduled.num_computed);
-    // Blocks as the drafter was trained on, whatever is kept of them: with other numbers of masks
-    // a drafter's acceptance_length falls from 5.0 to 1.2 on one prompt.
-    const int64_t room = max_model_len_ - scheduled.num_computed;
-    const auto num_block_rows =
-        static_cast<int>(std::min<int64_t>(item.sequence->draft_block, room));
-    for (int i = 1; i < num_block_rows; ++i) {
-      if (i <= item.plan.num_drafts) output_rows_.push_back(draft_rows_.num_rows());
-      draft_rows_.add(drafter_->config().mask_token_id, scheduled.num_computed + i);
-    }
-  }
-  inject_pending_together();
-  if (draft_rows_.empty()) return;
-  propose(drafter_->draft(draft_rows_, output_rows_, *draft_kv_));
-  if (usual) draft_cost_.observe(draft_cost_rows(), now_s() - start);
-}
-
-// Turns the drafter's hidden states, one row a draft, into proposals.
-void Engine::propose(const TensorView& hidden) {
-  bool any_graded = false;
-  bool all_argmax = true;
-  for (const Item& item : items_) {
-    if (item.plan.num_drafts == 0) continue;
-    const Sequence& sequence = *item.sequence;
-    any_graded |= sequence.graded();
-    all_argmax &= sequence.greedy() ||
-                  (!sequence.filter && sequence.request.draft_sampling == DraftSampling::kArgmax);
-  }
-  const auto num_rows = static_cast<size_t>(hidden.rows);
-  const std::span<int32_t> ids = std::span(argmax_ids_).first(num_rows);
-  const bool argmax_alone = all_argmax && !any_graded;
-  if (argmax_alone) {
-    drafter_->argmax(hidden, ids);
-  } else {
-    const TensorView logits = draft_logits_.first_rows(hidden.rows);
-    drafter_->logits(hidden, logits);
-    if (any_graded) {
-      ops_.top_candidates(logits, std::span(candidates_).first(num_rows * kCandidates),
-                          std::span(probabilities_).first(num_rows * kCandidates));
-    }
-  }
-  int first_row = 0;
-  for (Item& item : items_) {
-    if (item.plan.num_drafts == 0) continue;
-    Sequence& sequence = *item.sequence;
-    if (argmax_alone) {
-      sequence.guess.assign(ids.begin() + first_row,
-                            ids.begin() + first_row + item.plan.num_drafts);
-    } else if (sequence.graded()) {
-      grade(item, first_row);
-    } else {
-      propose_from_logits(item, first_row);
-    }
-    first_row += item.plan.num_drafts;
-    // Nothing follows a stop token.
-    const auto stop = std::find_if(sequence.guess.begin(), sequence.guess.end(),
-                                   [&](int32_t token) { return sequence.is_stop(token); });
-    if (stop != sequence.guess.end()) sequence.guess.erase(stop + 1, sequence.guess.end());
-    if (!sequence.graded()) sequence.chains[0] = sequence.guess;
-  }
-  if (any_graded) share_verify_rows();
-}
-
-// Drafts by the target's own sampling rule, with the same noise, on the drafter's logits. A grammar
-// is advanced on a copy, so that every draft is one it allows.
-void Engine::propose_from_logits(Item& item, int first_row) {
-  Sequence& sequence = *item.sequence;
-  SamplingParams params = sequence.request.sampling;
-  const bool coupled = sequence.request.draft_sampling == DraftSampling::kCoupled;
-  params.temperature = coupled ? params.temperature / kDraftSharpness : 0;
-  const std::unique_ptr<TokenFilter> filter = sequence.filter ? sequence.filter->clone() : nullptr;
-  for (int i = 1; i <= item.plan.num_drafts; ++i) {
-    std::span<const uint32_t> mask;
-    if (filter != nullptr) {
-      filter->allowed(mask_);
-      mask = mask_;
-    }
-    const int32_t token =
-        sampler_.sample(draft_logits_row(first_row + i - 1), params, &sequence.counts,
-                        item.plan.sequence->num_computed + i, mask);
-    sequence.guess.push_back(token);
-    if (sequence.is_stop(token)) return;
-    if (filter != nullptr) filter->accept(token);
-  }
-}
-
-// The drafter's best guess, and how likely each of its candidates is to match.
-void Engine::grade(Item& item, int first_row) {
-  Sequence& sequence = *item.sequence;
-  const auto target_ids = drafter_->target_ids();
-  sequence.first_guess_row = first_row;
-  sequence.match_chances.resize(item.plan.num_drafts * kCandidates);
-  for (int i = 0; i < item.plan.num_drafts; ++i) {
-    int32_t* candidates = &candidates_[(first_row + i) * kCandidates];
-    const float* probabilities = &probabilities_[(first_row + i) * kCandidates];
-    if (!target_ids.empty()) {
-      for (int rank = 0; rank < kCandidates; ++rank) {
-        candidates[rank] = target_ids[candidates[rank]];
-      }
-    }
-    sequence.guess.push_back(candidates[0]);
-    sequence.guess_probabilities.push_back(probabilities[0]);
-    float* chances = &sequence.match_chances[i * kCandidates];
-    chances[0] = static_cast<float>(confidence_(probabilities[0]));
-    // The others share what the best leaves as the drafter has it.
-    const float rest = (1 - chances[0]) / std::max(1e-6f, 1 - probabilities[0]);
-    for (int rank = 1; rank < kCandidates; ++rank) {
-      chances[rank] = std::min(1.0f, probabilities[rank] * rest);
-    }
-  }
-}
-
-// Gives the rows of the target's pass to the graded drafts that are worth most.
-void Engine::share_verify_rows() {
-  bids_.clear();
-  bidders_.clear();
-  int num_rows = 0;
-  int num_tokens = 0;
-  auto free_pages = static_cast<int>(free_branch_pages_.size());
-  for (Item& item : items_) {
-    Sequence& sequence = *item.sequence;
-    num_rows += item.plan.num_known;
-    num_tokens += item.plan.samples;
-    if (!sequence.graded()) num_rows += static_cast<int>(sequence.chains[0].size());
-    if (sequence.guess.empty() || !sequence.graded()) continue;
-    const bool may_branch = sequence.request.draft.branches &&
-                            (!sequence.is_auto() || std::ssize(items_) <= kFewSequences);
-    const int num_branches = may_branch ? std::min(kMaxBranches, free_pages) : 0;
-    free_pages -= num_branches;
-    const int64_t block_start = item.plan.sequence->num_computed;
-    sequence.branch_planner.start(
-        std::span(sequence.match_chances).first(sequence.guess.size() * kCandidates), kCandidates,
-        {.num_rows = 1 + item.plan.num_drafts,
-         .max_branches = num_branches,
-         // A branch has one page of its own.
-         .max_branch_length =
-             config_.page_size - 1 - static_cast<int>(block_start % config_.page_size)});
-    const std::span<const DraftStep> steps = sequence.branch_planner.steps();
-    if (!sequence.is_auto()) {  // the rows it was given, whatever they cost
-      for (const DraftStep& step : steps) num_rows += step.rows;
-      add_chains(sequence, sequence.branch_planner.plan(static_cast<int>(steps.size())));
-      continue;
-    }
-    bids_.push_back({.steps = steps});
-    bidders_.push_back(&sequence);
-  }
-  const double draft_s = draft_cost_.estimate(draft_cost_rows());
-  share_rows(std::span(bids_), num_rows, num_tokens, /*may_take_none=*/true,
-             [&](int, int rows) { return draft_s + verify_cost_.estimate(rows); });
-  for (size_t i = 0; i < bids_.size(); ++i) {
-    add_chains(*bidders_[i], bidders_[i]->branch_planner.plan(bids_[i].num_taken));
-  }
-}
-
-// The best chain and its branches, with a copied page for each of them.
-void Engine::add_chains(Sequence& sequence, const BranchPlan& plan) {
-  const ScheduledSequence& scheduled = *sequence.scheduled;
-  sequence.chains[0].assign(sequence.guess.begin(), sequence.guess.begin() + plan.main_length);
-  const auto block_page = static_cast<size_t>(scheduled.num_computed / config_.page_size);
-  for (const DraftBranch& branch : plan.branches) {
-    std::vector<int32_t>& drafts = sequence.chains.emplace_back(
-        sequence.guess.begin(), sequence.guess.begin() + branch.length);
-    drafts[branch.fork] =
-        candidates_[(sequence.first_guess_row + branch.fork) * kCandidates + branch.rank];
-    const auto stop = std::find_if(drafts.begin(), drafts.end(),
-                                   [&](int32_t token) { return sequence.is_stop(token); });
-    if (stop != drafts.end()) drafts.erase(stop + 1, drafts.end());
-    const int32_t* pages = scheduled.pages.data();
-    Branch& added = sequence.branches.emplace_back(
-        Branch{.page = free_branch_pages_.back(),
-               .page_table = {pages, pages + scheduled.pages.num_pages()}});
-    free_branch_pages_.pop_back();
-    added.page_table[block_page] = added.page;
-    ops_.copy_page(*target_kv_, pages[block_page], added.page,
-                   static_cast<int>(scheduled.num_computed % config_.page_size));
-  }
-}
-
-// Row `row` of the draft logits, over the target's vocabulary.
-std::span<const float> Engine::draft_logits_row(int row) {
-  const std::span<const float> logits(draft_logits_.view().row<float>(row),
-                                      draft_logits_.view().cols);
-  const auto target_ids = drafter_->target_ids();
-  if (target_ids.empty()) return logits;
-  std::fill(draft_row_.begin(), draft_row_.end(), -std::numeric_limits<float>::infinity());
-  for (size_t i = 0; i < target_ids.size(); ++i) draft_row_[target_ids[i]] = logits[i];
-  return draft_row_;
-}
-
 void Engine::build_verify_batch() {
   verify_rows_.clear();
   output_rows_.clear();
+  tap_rows_.clear();
   greedy_step_ = true;
   for (Item& item : items_) {
     const int first_row = verify_rows_.num_rows();
@@ -704,7 +323,10 @@ void Engine::build_verify_batch() {
       add_chain(item.plan, sequence.branches[i].page_table.data(), sequence.chains[i + 1]);
     }
     if (item.plan.samples) greedy_step_ &= sequence.greedy();
-    item.num_rows = verify_rows_.num_rows() - first_row;
+    item.first_tap_row = static_cast<int>(tap_rows_.size());
+    if (sequence.uses_drafter()) {
+      for (int row = first_row; row < verify_rows_.num_rows(); ++row) tap_rows_.push_back(row);
+    }
     item.num_outputs = static_cast<int>(output_rows_.size()) - first_output;
   }
 }
@@ -728,12 +350,11 @@ void Engine::add_chain(const PlannedItem& item, const int32_t* page_table,
 
 void Engine::verify() {
   const double start = now_s();
-  const bool taps = std::any_of(items_.begin(), items_.end(),
-                                [](const Item& item) { return item.sequence->drafts_at_all(); });
-  const TensorView target_hidden =
-      taps ? target_hidden_.first_rows(verify_rows_.num_rows()) : TensorView{};
-  const TensorView hidden =
-      target_.forward(verify_rows_, output_rows_, *target_kv_, taps ? &target_hidden : nullptr);
+  TapRows taps;
+  if (!tap_rows_.empty()) {
+    taps = {tap_rows_, target_hidden_.first_rows(static_cast<int64_t>(tap_rows_.size()))};
+  }
+  const TensorView hidden = target_.forward(verify_rows_, output_rows_, *target_kv_, taps);
   if (greedy_step_) {
     target_.argmax(hidden, std::span(argmax_ids_).first(output_rows_.size()));
   } else {
@@ -765,7 +386,6 @@ int32_t Engine::target_token(Sequence& sequence, int output_idx, int64_t positio
 }
 
 void Engine::collect_outputs() {
-  int first_row = 0;
   int first_output = 0;
   for (const Item& item : items_) {
     Sequence& sequence = *item.sequence;
@@ -779,9 +399,9 @@ void Engine::collect_outputs() {
       draft_depth = std::max(draft_depth, chain.size());
     }
     if (plan.samples) {
-      accept(sequence, plan, first_row, first_output);
+      accept(item, first_output);
     } else {
-      keep_target_hidden(sequence, first_row, plan.num_known);
+      keep_target_hidden(sequence, item.first_tap_row, plan.num_known);
       scheduler_.commit(*plan.sequence, plan.num_known, {});
     }
     outputs_.push_back(
@@ -794,14 +414,15 @@ void Engine::collect_outputs() {
          .num_accepted_drafts =
              static_cast<int>(sequence.stats.num_accepted_drafts - accepted_before),
          .finish = sequence.finish});
-    first_row += item.num_rows;
     first_output += item.num_outputs;
   }
   if (drafter_ != nullptr) inject_kept();
 }
 
 // The acceptance rule over one sequence's chains, then the bookkeeping.
-void Engine::accept(Sequence& sequence, const PlannedItem& item, int first_row, int first_output) {
+void Engine::accept(const Item& planned, int first_output) {
+  Sequence& sequence = *planned.sequence;
+  const PlannedItem& item = planned.plan;
   const int64_t known = item.sequence->num_tokens();
   // Where a chain's rows and outputs begin; each has the known rows, of which the last has logits.
   const auto rows_before = [&](int chain, int rows_of_each) {
@@ -830,7 +451,8 @@ void Engine::accept(Sequence& sequence, const PlannedItem& item, int first_row, 
                        config_.page_size, end - int64_t{block_page} * config_.page_size)));
   }
   const int num_right = item.num_known + num_fresh - 1;
-  keep_target_hidden(sequence, first_row + rows_before(accepted.chain, item.num_known), num_right);
+  keep_target_hidden(sequence, planned.first_tap_row + rows_before(accepted.chain, item.num_known),
+                     num_right);
   scheduler_.commit(*item.sequence, num_right, sequence.fresh);
 
   const bool stopped = sequence.is_stop(sequence.fresh.back());
@@ -871,40 +493,6 @@ void Engine::record(Sequence& sequence, int num_accepted) {
   for (int i = 0; i < num_known && !sequence.guess_probabilities.empty(); ++i) {
     confidence_.observe(sequence.guess_probabilities[i], i < num_matched);
   }
-}
-
-// Keeps rows [first_row, first_row + num_rows) of this step's taps for the drafter. A decoding
-// sequence's wait for its next draft; when the buffer is full, or for a prompt's many rows, they
-// are injected before the step ends.
-void Engine::keep_target_hidden(Sequence& sequence, int first_row, int num_rows) {
-  if (!sequence.drafts_at_all()) return;
-  ScheduledSequence& scheduled = *sequence.scheduled;
-  const TensorView rows = target_hidden_.view().row_range(first_row, num_rows);
-  const auto num_pending = static_cast<int>(scheduled.num_computed - scheduled.num_injected);
-  if (num_pending + num_rows <= kPendingHiddenRows) {
-    ops_.copy(rows, sequence.hidden.view().row_range(num_pending, num_rows));
-    return;
-  }
-  if (num_pending > 0) {
-    inject_kept();
-    inject_pending(sequence);
-  }
-  // Prompts stand together in a step: one pass for all of them.
-  const bool follows = first_row == first_kept_row_ + kept_rows_.num_rows();
-  if (!follows) inject_kept();
-  if (kept_rows_.empty()) first_kept_row_ = first_row;
-  kept_rows_.begin_sequence(scheduled.pages.data());
-  for (int i = 0; i < num_rows; ++i) kept_rows_.add(0, scheduled.num_computed + i);
-  scheduled.num_injected = scheduled.num_computed + num_rows;
-}
-
-// Injects what keep_target_hidden() left in this step's taps.
-void Engine::inject_kept() {
-  if (kept_rows_.empty()) return;
-  drafter_->inject(kept_rows_,
-                   target_hidden_.view().row_range(first_kept_row_, kept_rows_.num_rows()),
-                   *draft_kv_);
-  kept_rows_.clear();
 }
 
 void Engine::remove_finished() {

@@ -4,6 +4,7 @@
 // calls it. Each step drafts blocks for the sequences that decode, verifies them together with
 // prompt chunks in one pass of the target, keeps what matches, and reports the new tokens.
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -19,6 +20,7 @@
 #include "sched/scheduler.h"
 #include "spec/draft_branches.h"
 #include "spec/draft_length.h"
+#include "spec/draft_rest.h"
 
 namespace volley {
 
@@ -148,8 +150,8 @@ class Engine {
   struct Item {
     Sequence* sequence;
     PlannedItem plan;
-    int num_rows = 0;     // of the target's pass, branches included
-    int num_outputs = 0;  // of these, with logits
+    int first_tap_row = 0;  // of tap_rows_, where the sequence uses its drafter
+    int num_outputs = 0;    // rows of the target's pass with logits, branches included
   };
 
   Engine(const EngineConfig& config, const ModelLimits& limits, TargetModel& target,
@@ -159,7 +161,11 @@ class Engine {
   void calibrate();
   void calibrate_batch(int num_sequences, int draft_length, double deadline_s);
   DraftPlannerConfig planner_config() const;
+  int num_live() const {
+    return std::min(static_cast<int>(sequences_.size()), config_.max_num_seqs);
+  }
   int draft_cost_rows() const;
+  void choose_who_rests();
   void choose_draft_lengths();
   void plan();
   void attach(Sequence& sequence);
@@ -178,9 +184,9 @@ class Engine {
                  std::span<const int32_t> drafts);
   void verify();
   void collect_outputs();
-  void accept(Sequence& sequence, const PlannedItem& item, int first_row, int first_output);
+  void accept(const Item& planned, int first_output);
   void record(Sequence& sequence, int num_accepted);
-  void keep_target_hidden(Sequence& sequence, int first_row, int num_rows);
+  void keep_target_hidden(Sequence& sequence, int first_tap_row, int num_rows);
   int32_t target_token(Sequence& sequence, int output_idx, int64_t position);
   void inject_kept();
   void remove_finished();
@@ -209,10 +215,11 @@ class Engine {
   RowBatch kept_rows_;  // of this step's taps, from row first_kept_row_ on: to be injected
   int first_kept_row_ = 0;
   std::vector<int32_t> output_rows_;
+  std::vector<int32_t> tap_rows_;  // of verify_rows_, those whose states a drafter will see
   std::vector<int32_t> argmax_ids_;
   bool greedy_step_ = false;
   TensorView output_logits_;
-  Tensor target_hidden_;  // [max_rows, num_taps * hidden_size]
+  Tensor target_hidden_;  // [max_rows, num_taps * hidden_size], of tap_rows_
   Tensor logits_;         // [max_output_rows, vocab_size]
   Tensor draft_logits_;   // [max_output_rows, draft_vocab_size]
   Sampler sampler_;
@@ -229,6 +236,7 @@ class Engine {
   CostTable verify_cost_;
   CostTable draft_cost_;
   DraftPlanner draft_planner_;
+  CrowdWatch crowd_watch_;
   SurvivalEstimate survival_;  // over all requests: the prior of the next one
   Confidence confidence_;      // likewise, at temperature 0
 };

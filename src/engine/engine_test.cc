@@ -320,6 +320,33 @@ class ModuloFilter : public TokenFilter {
   int state_ = 0;
 };
 
+// A drafter that never guesses right: in a crowd its sequences soon do without, and say the same.
+TEST_F(EngineTest, ACrowdWithAUselessDrafterRests) {
+  constexpr int kCount = 16;
+  build({.max_num_seqs = kCount, .prefill_chunk = 64, .page_size = 32});
+  const auto requests = [](DraftPolicy draft) {
+    std::vector<GenerationRequest> result;
+    for (int i = 0; i < kCount; ++i) {
+      result.push_back({.prompt_ids = random_prompt(9 + i, i), .max_tokens = 40, .draft = draft});
+    }
+    return result;
+  };
+  const std::vector<Answer> plain = run(requests(DraftPolicy::off()));
+  bool all_rest = false;
+  for (int round = 0; round < 12 && !all_rest; ++round) {
+    stats_.clear();
+    const std::vector<Answer> answers = run(requests({}));
+    for (int i = 0; i < kCount; ++i) EXPECT_EQ(answers[i].tokens, plain[i].tokens);
+    all_rest = std::all_of(stats_.begin(), stats_.end(),
+                           [](const auto& entry) { return entry.second.num_draft_passes == 0; });
+  }
+  EXPECT_TRUE(all_rest);
+  // One that comes later, alone, drafts again.
+  stats_.clear();
+  run({{.prompt_ids = random_prompt(20, 99), .max_tokens = 40}});
+  EXPECT_GT(stats_.begin()->second.num_draft_passes, 0);
+}
+
 TEST_F(EngineTest, AGrammarAdvancesInsideTheBlock) {
   for (const float temperature : {0.0f, 1.0f}) {
     std::vector<std::vector<int32_t>> answers;

@@ -51,25 +51,25 @@ bool TargetModel::is_tapped(int layer_idx) const {
   return std::find(taps_.begin(), taps_.end(), layer_idx) != taps_.end();
 }
 
-void TargetModel::copy_taps(int layer_idx, const TensorView& x, const TensorView& target_hidden) {
+void TargetModel::copy_taps(int layer_idx, const TensorView& x, const TapRows& taps) {
   for (size_t tap_idx = 0; tap_idx < taps_.size(); ++tap_idx) {
     if (taps_[tap_idx] != layer_idx) continue;
     const auto first_col = static_cast<int64_t>(tap_idx) * config_.hidden_size;
-    ops_.copy(x, target_hidden.col_range(first_col, config_.hidden_size));
+    ops_.gather_rows(x, taps.rows, taps.out.col_range(first_col, config_.hidden_size));
   }
 }
 
 TensorView TargetModel::forward(const RowBatch& rows, std::span<const int32_t> output_rows,
-                                KvCache& kv, const TensorView* target_hidden) {
+                                KvCache& kv, const TapRows& taps) {
   const TensorView x = workspace_.x.first_rows(rows.num_rows());
   const DecoderPass pass{dims_, workspace_, rope_, rows.places(), kv};
 
   ops_.embed(embed_tokens_, rows.token_ids(), x);
   const TensorView out = out_.first_rows(static_cast<int64_t>(output_rows.size()));
   const int last_layer = config_.num_layers - 1;
-  // A tapped layer is needed for all rows.
+  // A tapped layer is needed for more rows.
   const bool needs_all = output_rows.size() == static_cast<size_t>(rows.num_rows()) ||
-                         (target_hidden != nullptr && is_tapped(last_layer));
+                         (!taps.rows.empty() && is_tapped(last_layer));
   for (int layer_idx = 0; layer_idx <= last_layer; ++layer_idx) {
     const KeyRanges keys = causal_ranges(rows, config_.layer_window[layer_idx]);
     if (layer_idx == last_layer && !needs_all) {
@@ -77,7 +77,7 @@ TensorView TargetModel::forward(const RowBatch& rows, std::span<const int32_t> o
       break;
     }
     layers_[layer_idx].forward(pass, keys, layer_idx, ops_);
-    if (target_hidden != nullptr) copy_taps(layer_idx, x, *target_hidden);
+    if (!taps.rows.empty()) copy_taps(layer_idx, x, taps);
   }
   if (needs_all) ops_.gather_rows(x, output_rows, out);
   ops_.rms_norm(out, final_norm_, dims_.rms_norm_eps, out);

@@ -13,6 +13,13 @@
 
 namespace volley {
 
+// Where the tapped layers' outputs go: those of rows[i] of the pass to row i of `out`
+// [rows.size(), num_taps * hidden_size]. No rows: nothing is tapped.
+struct TapRows {
+  std::span<const int32_t> rows;
+  TensorView out;
+};
+
 class TargetModel {
  public:
   // Packs the weights for `ops`, which outlives the model, and allocates every workspace. `weights`
@@ -21,15 +28,13 @@ class TargetModel {
                                                      const TargetWeights& weights,
                                                      const ModelLimits& limits, Ops& ops);
 
-  // Layer ids (0-based block outputs) whose outputs forward() writes to target_hidden.
+  // Layer ids (0-based block outputs) whose outputs forward() hands out.
   void set_taps(std::vector<int> layer_ids) { taps_ = std::move(layer_ids); }
 
   // Runs `rows` through the model: their keys and values enter `kv`. Returns the final normed
   // hidden states [output_rows.size(), hidden_size] of the named rows, valid until the next call.
-  // With target_hidden [num_rows, num_taps * hidden_size], the tapped layers' outputs are written
-  // there.
   TensorView forward(const RowBatch& rows, std::span<const int32_t> output_rows, KvCache& kv,
-                     const TensorView* target_hidden);
+                     const TapRows& taps);
 
   // logits [m, vocab_size] of hidden states [m, hidden_size] that forward() returned.
   void logits(const TensorView& hidden, const TensorView& out) {
@@ -52,7 +57,7 @@ class TargetModel {
   TargetModel(const TargetConfig& config, Ops& ops);
   KeyRanges causal_ranges(const RowBatch& rows, int window);
   bool is_tapped(int layer_idx) const;
-  void copy_taps(int layer_idx, const TensorView& x, const TensorView& target_hidden);
+  void copy_taps(int layer_idx, const TensorView& x, const TapRows& taps);
 
   TargetConfig config_;
   DecoderDims dims_;

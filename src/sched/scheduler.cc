@@ -25,7 +25,7 @@ Scheduler::Scheduler(const SchedulerConfig& config)
   CHECK_GE(config.max_rows, config.max_output_rows);
 }
 
-Status Scheduler::add(NewSequence added) {
+Result<ScheduledSequence*> Scheduler::add(NewSequence added) {
   CHECK(!added.prompt_ids.empty());
   if (num_waiting() >= config_.max_queued) {
     return make_error(ErrorKind::kExhausted, "{} requests are waiting already, the limit is {}",
@@ -40,11 +40,12 @@ Status Scheduler::add(NewSequence added) {
   sequence->cache_salt = added.cache_salt;
   sequence->prompt_len = static_cast<int64_t>(added.prompt_ids.size());
   sequence->tokens = std::move(added.prompt_ids);
-  insert_by_urgency(waiting_, sequence.get());
+  ScheduledSequence* result = sequence.get();
+  insert_by_urgency(waiting_, result);
   const bool is_new =
       sequences_.emplace(static_cast<uint64_t>(added.id), std::move(sequence)).second;
   CHECK(is_new);
-  return {};
+  return result;
 }
 
 // A waiting sequence runs when there is a place and pages for all its tokens beside what the
@@ -75,12 +76,15 @@ void Scheduler::admit() {
     next.num_computed = int64_t{num_matched} * config_.page_size;
     next.num_injected = next.uses_drafter ? next.num_computed : 0;
     if (next.num_generated() == 0) next.num_cached = next.num_computed;
+    next.runs = true;
     waiting_.erase(waiting_.begin());
     insert_by_urgency(running_, &next);
   }
 }
 
-void Scheduler::preempt(ScheduledSequence& sequence, StepPlan& plan) {
+void Scheduler::send_back(ScheduledSequence& sequence) {
+  CHECK(sequence.runs);
+  sequence.runs = false;
   std::erase(running_, &sequence);
   sequence.pages.trim(0, pages_);
   sequence.num_computed = 0;
@@ -88,6 +92,10 @@ void Scheduler::preempt(ScheduledSequence& sequence, StepPlan& plan) {
   sequence.num_published = 0;
   sequence.published_node = kRootNode;
   insert_by_urgency(waiting_, &sequence);
+}
+
+void Scheduler::preempt(ScheduledSequence& sequence, StepPlan& plan) {
+  send_back(sequence);
   plan.preempted.push_back(sequence.id);
   ++num_preemptions_;
 }
@@ -163,6 +171,10 @@ void Scheduler::publish_pages(ScheduledSequence& sequence) {
   }
 }
 
+void Scheduler::restart(ScheduledSequence& sequence) {
+  send_back(sequence);
+}
+
 bool Scheduler::remove(RequestId id) {
   const auto found = sequences_.find(static_cast<uint64_t>(id));
   if (found == sequences_.end()) return false;
@@ -172,11 +184,6 @@ bool Scheduler::remove(RequestId id) {
   std::erase(running_, sequence);
   sequences_.erase(found);
   return true;
-}
-
-const ScheduledSequence* Scheduler::find(RequestId id) const {
-  const auto found = sequences_.find(static_cast<uint64_t>(id));
-  return found == sequences_.end() ? nullptr : found->second.get();
 }
 
 }  // namespace volley

@@ -51,7 +51,8 @@ struct ScheduledSequence {
   int priority = 0;
   uint64_t arrival = 0;
   int prefill_chunk = 0;
-  bool uses_drafter = false;
+  bool uses_drafter = false;  // may change while it waits
+  bool runs = false;          // it is not waiting
   uint64_t cache_salt = 0;
   int64_t prompt_len = 0;
   std::vector<int32_t> tokens;  // prompt and answer
@@ -83,8 +84,8 @@ class Scheduler {
  public:
   explicit Scheduler(const SchedulerConfig& config);
 
-  // Queues a sequence; kExhausted when max_queued wait already.
-  Status add(NewSequence sequence);
+  // Queues a sequence, which lives until remove(); kExhausted when max_queued wait already.
+  Result<ScheduledSequence*> add(NewSequence sequence);
 
   // The next step. draft_length(sequence) is asked for each decoding sequence. Empty only when
   // there is no sequence. Pages for every planned row are reserved.
@@ -94,10 +95,12 @@ class Scheduler {
   // and accepted drafts), and `fresh` tokens follow.
   void commit(ScheduledSequence& sequence, int num_right, std::span<const int32_t> fresh);
 
+  // A running sequence waits again, and all its KV is computed anew.
+  void restart(ScheduledSequence& sequence);
+
   // The sequence is over, wherever it stands. False if it is unknown.
   bool remove(RequestId id);
 
-  const ScheduledSequence* find(RequestId id) const;
   bool idle() const { return sequences_.empty(); }
   int num_running() const { return static_cast<int>(running_.size()); }
   int num_waiting() const { return static_cast<int>(waiting_.size()); }
@@ -106,6 +109,7 @@ class Scheduler {
 
  private:
   void admit();
+  void send_back(ScheduledSequence& sequence);
   void preempt(ScheduledSequence& sequence, StepPlan& plan);
   int reserve(ScheduledSequence& sequence, int draft_length, StepPlan& plan);
   void publish_pages(ScheduledSequence& sequence);

@@ -19,6 +19,7 @@ class Simulation {
     for (int step = 0; step < num_steps; ++step) {
       if (rng_() % 4 == 0) arrive();
       if (rng_() % 40 == 0) cancel();
+      if (rng_() % 40 == 0) restart();
       one_step();
       if (testing::Test::HasFatalFailure()) return;
     }
@@ -65,14 +66,14 @@ class Simulation {
     for (size_t i = 0; i < prompt_len; ++i) added.prompt_ids.push_back(token_at(stream, i));
     const size_t goal = prompt_len + 1 + rng_() % (kMaxLen - prompt_len - 1);
     const RequestId id = added.id;
-    const Status status = scheduler_.add(std::move(added));
-    if (!status) {
-      ASSERT_EQ(status.error().kind, ErrorKind::kExhausted);
+    const Result<ScheduledSequence*> sequence = scheduler_.add(std::move(added));
+    if (!sequence) {
+      ASSERT_EQ(sequence.error().kind, ErrorKind::kExhausted);
       ASSERT_GE(scheduler_.num_waiting(), config_.max_queued);
       return;
     }
     ++num_arrived_;
-    live_[static_cast<uint64_t>(id)] = {stream, goal};
+    live_[static_cast<uint64_t>(id)] = {stream, goal, *sequence};
   }
 
   void cancel() {
@@ -83,6 +84,17 @@ class Simulation {
     ASSERT_FALSE(scheduler_.remove(RequestId{it->first}));
     live_.erase(it);
     ++num_cancelled_;
+  }
+
+  // One that goes on with its drafter, or without.
+  void restart() {
+    if (live_.empty()) return;
+    auto it = live_.begin();
+    std::advance(it, rng_() % live_.size());
+    ScheduledSequence& sequence = *it->second.scheduled;
+    if (sequence.runs) scheduler_.restart(sequence);
+    sequence.uses_drafter = !sequence.uses_drafter;
+    ASSERT_EQ(sequence.num_computed, 0);
   }
 
   void one_step() {
@@ -114,7 +126,9 @@ class Simulation {
   void finish_item(const PlannedItem& item) {
     ScheduledSequence& sequence = *item.sequence;
     const auto key = static_cast<uint64_t>(sequence.id);
-    const auto& [stream, goal] = live_.at(key);
+    const auto& [stream, goal, scheduled] = live_.at(key);
+    ASSERT_EQ(scheduled, &sequence);
+    ASSERT_TRUE(sequence.runs);
     std::vector<int32_t> fresh;
     if (item.samples) {
       const int accepted = item.num_drafts > 0 ? rng_() % (item.num_drafts + 1) : 0;
@@ -141,6 +155,7 @@ class Simulation {
   struct Live {
     int stream = 0;
     size_t goal = 0;
+    ScheduledSequence* scheduled = nullptr;
   };
 
   std::mt19937 rng_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/check.h"
 
@@ -164,6 +165,26 @@ double DraftPlanner::seconds(int block_size, int num_drafting, int num_drafts, i
   const int num_looked_at =
       std::min(num_drafts + num_drafting * config_.extra_drafts, num_drafting * (block_size - 1));
   return verify_s + costs.draft.estimate(cost_rows(num_drafting * block_size, num_looked_at));
+}
+
+double DraftPlanner::promise(int num_sequences, const SurvivalEstimate& survival,
+                             const CostTable& draft_cost, const CostTable& verify_cost) const {
+  if (!draft_cost.known() || !verify_cost.known()) return std::numeric_limits<double>::infinity();
+  const Costs costs = {draft_cost, verify_cost};
+  const double plain_s = verify_cost.estimate(num_sequences);
+  double best = 0;
+  for (const int block_size : config_.block_sizes) {
+    double reach = 1;
+    double tokens = 1;  // of each sequence
+    for (int length = 1; length < block_size; ++length) {
+      reach *= survival.conditional(length);
+      tokens += reach;
+      const double cycle_s =
+          seconds(block_size, num_sequences, num_sequences * length, num_sequences, costs);
+      best = std::max(best, tokens * plain_s / cycle_s);
+    }
+  }
+  return best;
 }
 
 // The tokens per second that blocks of this size promise; bids_ say who drafts how many.

@@ -26,6 +26,7 @@ class CostTable {
   // One pass over `num_rows` rows took `seconds`.
   void observe(int num_rows, double seconds);
   bool known() const { return num_known_ > 0; }
+  int max_rows() const { return static_cast<int>(entries_.size()) - 1; }
   // Expected seconds of a pass over `num_rows` rows; 0 while nothing is known.
   double estimate(int num_rows) const;
 
@@ -133,6 +134,11 @@ class DraftPlanner {
   // together, as often as the expected loss allows.
   int choose(std::span<DraftCandidate> candidates, int num_others, const CostTable& draft_cost,
              const CostTable& verify_cost);
+
+  // Tokens per second of the best blocks for so many sequences of this survival, over plain
+  // decoding's; infinite while costs are not known.
+  double promise(int num_sequences, const SurvivalEstimate& survival, const CostTable& draft_cost,
+                 const CostTable& verify_cost) const;
 
   // The smallest block that holds so many drafts.
   int block_for(int num_drafts) const;
