@@ -135,7 +135,7 @@ Result<int> run_kernels(const std::vector<std::string>& arguments) {
   explain_command->add_option("m", o.m, "rows of A")->required();
   explain_command->add_option("n", o.n, "rows of the weight")->required();
   explain_command->add_option("k", o.k, "columns of both")->required();
-  explain_command->add_option("--mma", o.mma, "fp8, bf16, mxfp4 or nvfp4 [fp8]");
+  explain_command->add_option("--mma", o.mma, "fp8, bf16, mxfp4, nvfp4 or fp8rows [fp8]");
   explain_command->add_option("--out", o.out, "bf16 or f32 [bf16]");
   explain_command->add_option("--grouping", o.grouping,
                               "dense, row_index, prefix_sum or masked [dense]");

@@ -18,16 +18,18 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 
-#define VOLLEY_CUBLASLT_CALLS(V)                                                                 \
-  V(cublasLtCreate)                                                                              \
-  V(cublasLtDestroy)                                                                             \
-  V(cublasLtGetVersion)                                                                          \
-  V(cublasLtMatmulDescCreate)                                                                    \
-  V(cublasLtMatmulDescSetAttribute)                                                              \
-  V(cublasLtMatmulDescDestroy)                                                                   \
-  V(cublasLtMatrixLayoutCreate) V(cublasLtMatrixLayoutDestroy) V(cublasLtMatmulPreferenceCreate) \
-      V(cublasLtMatmulPreferenceSetAttribute) V(cublasLtMatmulPreferenceDestroy)                 \
-          V(cublasLtMatmulAlgoGetHeuristic) V(cublasLtMatmul)
+#define VOLLEY_CUBLASLT_CALLS(V)          \
+  V(cublasLtCreate)                       \
+  V(cublasLtDestroy)                      \
+  V(cublasLtGetVersion)                   \
+  V(cublasLtMatmulDescCreate)             \
+  V(cublasLtMatmulDescSetAttribute)       \
+  V(cublasLtMatmulDescDestroy)            \
+  V(cublasLtMatrixLayoutCreate)           \
+  V(cublasLtMatrixLayoutDestroy)          \
+  V(cublasLtMatmulPreferenceCreate)       \
+  V(cublasLtMatmulPreferenceSetAttribute) \
+  V(cublasLtMatmulPreferenceDestroy) V(cublasLtMatmulAlgoGetHeuristic) V(cublasLtMatmul)
 
 struct Calls {
 #define VOLLEY_DECLARE(name) decltype(&::name) name = nullptr;
@@ -63,30 +65,35 @@ class Peer : public CublasLtPeer {
   }
 
   // Row-major D = A B^T is column-major D^T[n, m] = B[k, n]^T A[k, m].
-  Status prepare(const GemmShape& shape) override {
+  Status prepare(const PeerProblem& problem, int64_t row_elements) override {
     release_shape();
-    const bool fp8 = shape.mma == MmaKind::kFp8;
+    const GemmShape& shape = problem.shape;
+    problem_ = problem;
+    const bool fp8 = is_fp8(shape.mma);
     const cudaDataType_t in = fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    const cudaDataType_t out = shape.out == OutKind::kBf16 ? CUDA_R_16BF : CUDA_R_32F;
     const auto m = static_cast<uint64_t>(shape.m), n = static_cast<uint64_t>(shape.n),
                k = static_cast<uint64_t>(shape.k);
     VOLLEY_TRY_STATUS(check(lt_.cublasLtMatmulDescCreate(&desc_, CUBLAS_COMPUTE_32F, CUDA_R_32F),
                             "describing a product"));
     VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T));
     VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N));
-    if (fp8) {
+    if (fp8 && problem.block_scales) {
+      const cublasLtMatmulMatrixScale_t rows = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+      VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, rows));
+      VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, rows));
+      VOLLEY_TRY_STATUS(set_scales(one_.get(), one_.get()));
+    } else if (fp8) {
       const int8_t fast = 1;
       VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast));
-      const auto* scale = reinterpret_cast<const void*>(one_.get());
-      VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scale));
-      VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scale));
+      VOLLEY_TRY_STATUS(set_scales(one_.get(), one_.get()));
     }
-    VOLLEY_TRY_STATUS(check(lt_.cublasLtMatrixLayoutCreate(&b_, in, k, n, static_cast<int64_t>(k)),
-                            "describing B"));
-    VOLLEY_TRY_STATUS(check(lt_.cublasLtMatrixLayoutCreate(&a_, in, k, m, static_cast<int64_t>(k)),
-                            "describing A"));
     VOLLEY_TRY_STATUS(
-        check(lt_.cublasLtMatrixLayoutCreate(&d_, CUDA_R_16BF, n, m, static_cast<int64_t>(n)),
-              "describing D"));
+        check(lt_.cublasLtMatrixLayoutCreate(&b_, in, k, n, row_elements), "describing B"));
+    VOLLEY_TRY_STATUS(
+        check(lt_.cublasLtMatrixLayoutCreate(&a_, in, k, m, row_elements), "describing A"));
+    VOLLEY_TRY_STATUS(check(lt_.cublasLtMatrixLayoutCreate(&d_, out, n, m, static_cast<int64_t>(n)),
+                            "describing D"));
     cublasLtMatmulPreference_t preference = nullptr;
     VOLLEY_TRY_STATUS(check(lt_.cublasLtMatmulPreferenceCreate(&preference), "a preference"));
     lt_.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -100,12 +107,12 @@ class Peer : public CublasLtPeer {
     return {};
   }
 
-  Status launch(cuda::DevicePtr a, cuda::DevicePtr b, cuda::DevicePtr d,
-                cuda::CuStream stream) override {
-    const float one = 1, zero = 0;
-    auto* out = reinterpret_cast<void*>(d);
-    return check(lt_.cublasLtMatmul(handle_, desc_, &one, reinterpret_cast<void*>(b), b_,
-                                    reinterpret_cast<void*>(a), a_, &zero, out, d_, out, d_,
+  Status launch(const PeerOperands& o, cuda::CuStream stream) override {
+    const float one = 1, beta = problem_.adds ? 1 : 0;
+    auto* out = reinterpret_cast<void*>(o.d);
+    if (problem_.block_scales) VOLLEY_TRY_STATUS(set_scales(o.b_scale, o.a_scale));
+    return check(lt_.cublasLtMatmul(handle_, desc_, &one, reinterpret_cast<void*>(o.b), b_,
+                                    reinterpret_cast<void*>(o.a), a_, &beta, out, d_, out, d_,
                                     &heuristic_.algo, reinterpret_cast<void*>(workspace_.get()),
                                     kWorkspaceBytes, reinterpret_cast<cudaStream_t>(stream)),
                  "cublasLtMatmul");
@@ -126,6 +133,13 @@ class Peer : public CublasLtPeer {
     return check(lt_.cublasLtMatmulDescSetAttribute(desc_, attribute, &value, sizeof(value)),
                  "describing a product");
   }
+  // Of cuBLASLt's A and B.
+  Status set_scales(cuda::DevicePtr a, cuda::DevicePtr b) {
+    const auto* a_scale = reinterpret_cast<const void*>(a);
+    const auto* b_scale = reinterpret_cast<const void*>(b);
+    VOLLEY_TRY_STATUS(set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, a_scale));
+    return set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, b_scale);
+  }
   void release_shape() {
     if (desc_ != nullptr) lt_.cublasLtMatmulDescDestroy(desc_);
     for (cublasLtMatrixLayout_t layout : {a_, b_, d_}) {
@@ -140,6 +154,7 @@ class Peer : public CublasLtPeer {
   cublasLtMatmulDesc_t desc_ = nullptr;
   cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, d_ = nullptr;
   cublasLtMatmulHeuristicResult_t heuristic_ = {};
+  PeerProblem problem_;
   cuda::Buffer workspace_, one_;
 };
 

@@ -43,9 +43,9 @@ class Emulated {
         kernels_({}, std::nullopt, std::nullopt, std::make_unique<NoCompiler>()),
         gemm_(*Gemm::create(context_, kernels_)) {}
 
-  // D with its guards, or the machine's complaint.
+  // D with its guards, or the machine's complaint. `in_place`: C is D.
   Result<std::vector<uint8_t>> run(const HostProblem& host, const GemmConfig& config,
-                                   int num_clusters, uint64_t seed) {
+                                   int num_clusters, uint64_t seed, bool in_place = false) {
     const GemmShape& shape = host.shape;
     const size_t bytes = shape.out == OutKind::kBf16 ? 2 : 4;
     const int64_t stride = shape.n + kGuardCols;
@@ -64,6 +64,16 @@ class Emulated {
     args.d_stride = stride;
     args.groups = address(host.groups);
     args.config = config;
+    if (!host.c.empty() && in_place) {
+      for (int64_t row = 0; row < host.num_rows(); ++row) {
+        std::memcpy(d.data() + row * stride * 4, host.c.data() + row * shape.n,
+                    static_cast<size_t>(shape.n) * 4);
+      }
+      args.c = args.d;
+    } else if (!host.c.empty()) {
+      args.c = address(host.c);
+      args.c_stride = shape.n;
+    }
     VOLLEY_TRY(GemmCall call, gemm_->prepare(args));
     // A small grid, so that CTAs walk over several tiles.
     call.dims.num_ctas =
@@ -133,7 +143,9 @@ GemmShape shape_for(const GemmConfig& c) {
   if (c.grouping == Grouping::kDense) return shape;
   shape.num_groups = 4;
   shape.k = 256;
-  if (c.grouping == Grouping::kMasked) {
+  if (c.grouping == Grouping::kAlongK) {
+    shape.k = 768;
+  } else if (c.grouping == Grouping::kMasked) {
     shape.m = 140;
   } else {
     shape.group_align = std::max(c.tile_m, 32);
@@ -159,6 +171,8 @@ std::vector<int32_t> groups_for(const GemmShape& shape) {
       return {9, 9, 2 * shape.group_align + 5, 4 * shape.group_align + 1};
     case Grouping::kMasked:
       return {140, 0, 33, 1};
+    case Grouping::kAlongK:
+      return {256, 256, 384, 700};
   }
   return {};
 }
@@ -171,10 +185,11 @@ TEST_P(EmulatedKernel, ComputesTheProductInAnyOrderOfEvents) {
   SCOPED_TRACE(config_name(config));
   Emulated gpu;
   const GemmShape shape = shape_for(config);
-  const HostProblem host = random_problem(shape, groups_for(shape), 3);
+  const bool with_c = config.out == OutKind::kF32 && (config.simple_rows());
+  const HostProblem host = random_problem(shape, groups_for(shape), 3, with_c);
   std::vector<uint8_t> first;
   for (const uint64_t seed : {1, 2}) {
-    const auto d = gpu.run(host, config, seed == 1 ? 2 : 3, seed);
+    const auto d = gpu.run(host, config, seed == 1 ? 2 : 3, seed, seed == 2);
     ASSERT_TRUE(d) << d.error().message;
     if (first.empty()) {
       check(host, *d);
@@ -192,8 +207,12 @@ TEST_P(EmulatedKernel, ComputesTheProductInAnyOrderOfEvents) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, EmulatedKernel,
-                         testing::Range(size_t{0}, emulated::configs().size()));
+INSTANTIATE_TEST_SUITE_P(All, EmulatedKernel, testing::Range(size_t{0}, emulated::configs().size()),
+                         [](const auto& info) {
+                           std::string name = config_name(emulated::configs()[info.param]);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 // Law 1, as far as it is ours: configurations of one plan add in one order.
 TEST(EmulatedKernels, OnePlanOneResultToTheBit) {

@@ -17,6 +17,14 @@ int out_bytes(OutKind out) {
   return out == OutKind::kBf16 ? 2 : 4;
 }
 
+// Weights along B's outermost dimension.
+int num_weights(const GemmShape& shape) {
+  return shape.grouping == Grouping::kAlongK ? 1 : shape.num_groups;
+}
+bool adds_c(Grouping grouping) {
+  return grouping == Grouping::kDense || grouping == Grouping::kAlongK;
+}
+
 Status check_pointer(const char* name, cuda::DevicePtr pointer) {
   if (pointer != 0 && pointer % 16 == 0) return {};
   return invalid("gemm: {} is {:#x}, expected device memory aligned to 16 bytes", name, pointer);
@@ -34,10 +42,23 @@ Status complete(GemmArgs& args) {
   VOLLEY_TRY_STATUS(validate(shape));
   if (args.a_stride == 0) args.a_stride = shape.k;
   if (args.a_scale_stride == 0) args.a_scale_stride = round_up(shape.m, 4);
+  if (args.b_scale_stride == 0) args.b_scale_stride = shape.n;
   if (args.d_stride == 0) args.d_stride = shape.n;
+  if (args.c_stride == 0) args.c_stride = args.d_stride;
   VOLLEY_TRY_STATUS(check_stride("a_stride", args.a_stride, shape.k, element_bytes(shape.mma)));
   VOLLEY_TRY_STATUS(check_stride("d_stride", args.d_stride, shape.n, out_bytes(shape.out)));
   VOLLEY_TRY_STATUS(check_pointer("b", args.b));
+  if (args.c != 0) {
+    if (shape.out != OutKind::kF32 || !adds_c(shape.grouping)) {
+      return invalid("gemm: c is given, expected float output of a dense product or one along k");
+    }
+    VOLLEY_TRY_STATUS(check_pointer("c", args.c));
+    VOLLEY_TRY_STATUS(check_stride("c_stride", args.c_stride, shape.n, 4));
+    if (args.c == args.d && args.c_stride != args.d_stride) {
+      return invalid("gemm: c is d, but c_stride is {} and d_stride {}", args.c_stride,
+                     args.d_stride);
+    }
+  }
   if (shape.m == 0) return {};
   VOLLEY_TRY_STATUS(check_pointer("a", args.a));
   VOLLEY_TRY_STATUS(check_pointer("d", args.d));
@@ -45,6 +66,9 @@ Status complete(GemmArgs& args) {
     VOLLEY_TRY_STATUS(check_stride("a_scale_stride", args.a_scale_stride, shape.m, 4));
     VOLLEY_TRY_STATUS(check_pointer("a_scale", args.a_scale));
     VOLLEY_TRY_STATUS(check_pointer("b_scale", args.b_scale));
+  }
+  if (shape.mma == MmaKind::kFp8Rows) {
+    VOLLEY_TRY_STATUS(check_stride("b_scale_stride", args.b_scale_stride, shape.n, 4));
   }
   if (shape.grouping != Grouping::kDense && (args.groups == 0 || args.groups % 4 != 0)) {
     return invalid("gemm: groups is {:#x}, expected device memory aligned to 4 bytes", args.groups);
@@ -68,10 +92,10 @@ Status check_config(const GemmConfig& config, const GemmShape& shape, const Devi
 Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& call) {
   const GemmShape& shape = args.shape;
   const GemmConfig& config = call.config;
-  const SmemLayout smem = smem_layout(config);
   const bool fp8 = has_fp8_tokens(shape.mma);
   const int bytes = element_bytes(shape.mma);
   const int slabs = shape.grouping == Grouping::kMasked ? shape.num_groups : 1;
+  const int weights = num_weights(shape);
   const cuda::MapDType element = fp8 ? cuda::MapDType::kU8 : cuda::MapDType::kBF16;
   VOLLEY_TRY(
       call.a_map,
@@ -86,7 +110,7 @@ Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& c
     VOLLEY_TRY(call.b_map,
                cuda::encode(driver, {.address = args.b,
                                      .dtype = element,
-                                     .dims = {shape.k, shape.n, shape.num_groups},
+                                     .dims = {shape.k, shape.n, weights},
                                      .strides = {b_row, b_row * shape.n},
                                      .box = {config.k_per_stage(), config.b_box_rows(), 1},
                                      .swizzle = cuda::MapSwizzle::k128B}));
@@ -98,23 +122,35 @@ Status encode_maps(const cuda::Driver& driver, const GemmArgs& args, GemmCall& c
                                      .dtype = cuda::MapDType::kF32,
                                      .dims = {shape.m, shape.k / kQuantGroup, slabs},
                                      .strides = {row, row * (shape.k / kQuantGroup)},
-                                     .box = {smem.scale_bytes / 4, 1, 1}}));
+                                     .box = {config.tile_m, 1, 1}}));
+  }
+  if (shape.mma == MmaKind::kFp8Rows) {
+    const int64_t row = args.b_scale_stride * 4;
+    VOLLEY_TRY(call.b_scale_map,
+               cuda::encode(driver, {.address = args.b_scale,
+                                     .dtype = cuda::MapDType::kF32,
+                                     .dims = {shape.n, shape.k / kQuantGroup, 1},
+                                     .strides = {row, row * (shape.k / kQuantGroup)},
+                                     .box = {config.tile_n, 1, 1}}));
   }
   if (config.stores_boxes()) {
-    const int64_t row = args.d_stride * 2;
-    VOLLEY_TRY(call.d_map, cuda::encode(driver, {.address = args.d,
-                                                 .dtype = cuda::MapDType::kBF16,
-                                                 .dims = {shape.n, shape.m, slabs},
-                                                 .strides = {row, row * shape.m},
-                                                 .box = {kStoreCols, kMmaRows, 1},
-                                                 .swizzle = cuda::MapSwizzle::k128B}));
+    const int64_t row = args.d_stride * out_bytes(shape.out);
+    const bool f32 = shape.out == OutKind::kF32;
+    const int d_slabs = has_slabs(shape.grouping) ? shape.num_groups : 1;
+    VOLLEY_TRY(call.d_map,
+               cuda::encode(driver, {.address = args.d,
+                                     .dtype = f32 ? cuda::MapDType::kF32 : cuda::MapDType::kBF16,
+                                     .dims = {shape.n, shape.m, d_slabs},
+                                     .strides = {row, row * shape.m},
+                                     .box = {config.store_cols(), kMmaRows, 1},
+                                     .swizzle = cuda::MapSwizzle::k128B}));
   }
   return {};
 }
 
 // Clusters the schedule can use at most: one a unit. Of groups on the device only a bound is known.
 int64_t max_units(const GemmShape& shape, const GemmConfig& config) {
-  const int slabs = shape.grouping == Grouping::kMasked ? shape.num_groups : 1;
+  const int slabs = has_slabs(shape.grouping) ? shape.num_groups : 1;
   const bool along_m = config.shares_b();
   const int n_units = ceil_div(ceil_div(shape.n, config.tile_n), along_m ? 1 : config.multicast);
   const int m_units = ceil_div(ceil_div(shape.m, config.tile_m), along_m ? config.multicast : 1);
@@ -212,6 +248,8 @@ Result<GemmCall> Gemm::prepare(const GemmArgs& arguments) {
                  .b_scale = reinterpret_cast<const float*>(args.b_scale),
                  .d = reinterpret_cast<void*>(args.d),
                  .d_stride = args.d_stride,
+                 .c = reinterpret_cast<const float*>(args.c),
+                 .c_stride = args.c_stride,
                  .groups = reinterpret_cast<const int*>(args.groups),
                  .group_align = shape.group_align,
                  .weights_ready = args.overlap == Overlap::kWeights};
@@ -222,7 +260,7 @@ Status Gemm::launch(const GemmCall& call, cuda::CuStream stream) const {
   if (call.kernel == nullptr) return {};
   // The driver takes pointers to non-const and only reads.
   auto& c = const_cast<GemmCall&>(call);
-  void* params[] = {&c.a_map, &c.b_map, &c.scale_map, &c.d_map, &c.params};
+  void* params[] = {&c.a_map, &c.b_map, &c.scale_map, &c.b_scale_map, &c.d_map, &c.params};
   return cuda::launch(context_.driver(), call.kernel, call.dims, params, stream);
 }
 

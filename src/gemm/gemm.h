@@ -1,45 +1,56 @@
 #pragma once
 
-// Volley's matrix products on Hopper: D[m, n] = A[m, k] B[n, k]^T, FP8, BF16, or FP8 tokens by FP4
-// weights, alone or grouped.
+// Volley's matrix products on Hopper: D[m, n] = A[m, k] B[n, k]^T (+ C), FP8, BF16, or FP8 tokens
+// by FP4 weights, alone or grouped by rows (one weight for each group of tokens) or along k (one
+// weight's gradient for each group of tokens).
 //
 // Layouts, to the byte. All matrices are row-major; k is contiguous in A and B, n in D.
 //
-//   A        FP8 e4m3 (e4m3fn; also with FP4 weights) or bf16. Row r begins at a + r * a_stride
-//   elements; a_stride >= k, and
-//            a_stride rows are a multiple of 16 bytes apart. a is 16-byte aligned.
-//              dense, row index, prefix sum: m rows.
+//   A        FP8 e4m3 (e4m3fn; also with FP4 weights) or bf16. Row r begins at element
+//            r * a_stride of a; a_stride >= k, rows are a multiple of 16 bytes apart; 16-byte
+//            aligned.
+//              dense, row index, prefix sum, along k: m rows.
 //              masked: num_groups slabs of m rows, slab g begins at row g * m.
 //   a_scale  not bf16: float, one for each row and 128 columns of A, "m-major": the scale of row r,
 //            columns 128b..128b+127 is a_scale[b * a_scale_stride + r]; a_scale_stride >= m, a
 //            multiple of 4; 16-byte aligned. Masked: slab g begins at a_scale + g * (k/128) *
 //            a_scale_stride.
-//   B        [num_groups, n, k], packed, the type of A, 16-byte aligned. FP4: the tiles that
-//            pack_fp4() (fp4.h) makes, [num_groups, ceil(n/64), k/128] of 4352 (MX) or 4608 (NV)
-//            bytes, laid out as device/fp4_format.h says.
-//   b_scale  FP8: float [num_groups, ceil(n/128), k/128], packed: one for each 128x128. FP4: the
-//            row scales of pack_fp4(), float [num_groups, n rounded up to 64].
-//   D        bf16 or float. Row r begins at d + r * d_stride elements; d_stride >= n, rows a
-//   multiple of
-//            16 bytes apart; 16-byte aligned. Masked: num_groups slabs of m rows.
+//   B        [num_groups, n, k], along k [n, k], packed, the type of A, 16-byte aligned. FP4: the
+//            tiles that pack_fp4() (fp4.h) makes, [num_groups, ceil(n/64), k/128] of 4352 (MX) or
+//            4608 (NV) bytes, laid out as device/fp4_format.h says.
+//   b_scale  FP8: float [num_groups, ceil(n/128), k/128], packed: one for each 128x128. FP8 rows:
+//            one for each row and 128 columns, as a_scale, in b_scale_stride; 16-byte aligned. FP4:
+//            the row scales of pack_fp4(), float [num_groups, n rounded up to 64].
+//   D        bf16 or float; along k float. Row r begins at element r * d_stride of d;
+//            d_stride >= n, rows a multiple of 16 bytes apart; 16-byte aligned. Masked, along k:
+//            num_groups slabs of m rows.
+//   C        none, or float, laid out as D in c_stride; may be D itself (D += the product), may not
+//            overlap it otherwise. Dense and along k, with float D. Not with bf16: a sum that is
+//            kept in bf16 between calls loses what it is kept for (1 + 1/256 is 1), and nothing in
+//            a forward pass adds a product to a tensor that is not float.
 //   groups   int32 on the device, read when the kernel runs, so a captured graph follows it:
 //              row index: [m], the group of each row, -1 for padding. All rows of an aligned run of
 //                group_align rows are of one group or padding after it; the run's first row
 //                decides.
-//              prefix sum: [num_groups], e[g] = the end row of group g. Group 0 begins at 0, group
-//              g at
-//                e[g-1] rounded up to group_align. Values are clamped to [previous end, m].
+//              prefix sum: [num_groups], e[g] = the end row of group g. Group 0 begins at 0,
+//                group g at e[g-1] rounded up to group_align. Values are clamped to [previous end,
+//                m].
 //              masked: [num_groups], how many rows of each slab count, clamped to [0, m].
+//              along k: [num_groups], e[g] = the end column of group g in A and B, clamped to
+//                [previous end, k]. Group 0 begins at 0, group g at e[g-1] rounded up to 128; the
+//                columns from e[g] to the next multiple of 128 count too: one side has zeros there.
+//                D of a group without columns is C, or 0.
 //
 // value(D[r, c]) = sum over b of a_scale[r, b] * b_scale[c/128, b] * sum over the block of A * B;
 // the scales' product is rounded to float, then multiplied and added in one rounding. FP4: the same
 // without b_scale, B decoded to "value times group scale" relative to its row, and the row's scale
-// multiplied once, to the sum of all segments. Which blocks are added in which order:
-// reduction_order() in gemm/shape.h. For one weight and plan, a row's result has the same bits at
-// every m, in every place, grouped or not (law 1).
+// multiplied once, to the sum of all segments. FP8 rows: b_scale[c, b]. C is added last, rounded
+// once. Which blocks are added in which order: reduction_order() in gemm/shape.h. For one weight
+// and plan, a row's result has the same bits at every m, in every place, grouped or not, C in place
+// or apart (law 1).
 //
 // Rows of D that are padding, or beyond a slab's count, may be written, with values of no meaning;
-// rows beyond m and columns beyond n are never written. D must not overlap the inputs.
+// rows beyond m and columns beyond n are never written. D must not overlap A, B and their scales.
 //
 // Errors are returned by prepare(); launch() fails only when the driver does. NaN and infinity pass
 // through as IEEE arithmetic has them (e4m3 has NaN alone).
@@ -75,8 +86,11 @@ struct GemmArgs {
   int64_t a_scale_stride = 0;  // floats; 0 means m rounded up to 4
   cuda::DevicePtr b = 0;
   cuda::DevicePtr b_scale = 0;
+  int64_t b_scale_stride = 0;  // kFp8Rows: floats; 0 means n
   cuda::DevicePtr d = 0;
-  int64_t d_stride = 0;  // elements; 0 means n
+  int64_t d_stride = 0;   // elements; 0 means n
+  cuda::DevicePtr c = 0;  // 0: nothing is added
+  int64_t c_stride = 0;   // elements; 0 means d_stride
   cuda::DevicePtr groups = 0;
   Overlap overlap = Overlap::kLaunch;
   std::optional<GemmConfig> config;  // in place of the heuristic's choice, for tests and tuning
@@ -91,6 +105,7 @@ struct GemmCall {
   cuda::TensorMap a_map;
   cuda::TensorMap b_map;
   cuda::TensorMap scale_map;
+  cuda::TensorMap b_scale_map;
   cuda::TensorMap d_map;
   GemmParams params = {};
 };

@@ -1,7 +1,7 @@
 // Times our products and cuBLASLt's side by side on one GPU, in one run.
 //
 //   gemm_bench [--json FILE] [--bundle FILE] [--filter TEXT,...] [--search N] [--skip-peer]
-//   [--bf16] [--mma fp8|bf16|mxfp4|nvfp4]
+//   [--bf16] [--mma fp8|bf16|mxfp4|nvfp4] [--gradients]
 //
 // cold: median over launches, the L2 cache flushed before each; includes the events' own cost. rot:
 // launches back to back in a graph over operands that together exceed the L2 cache threefold, per
@@ -10,7 +10,9 @@
 // and cold are without. All contenders of a shape are timed in turn, round after round. --search N
 // also times the N configurations
 // that the model ranks first, which shows where the model errs. With FP4 weights our own FP8
-// product of the same shape is timed too, and cuBLASLt's baseline is FP8.
+// product of the same shape is timed too, and cuBLASLt's baseline is FP8. --gradients: float
+// output, added to D, dense and grouped along K; FP8 with scales on the rows of both sides, beside
+// cuBLASLt with one scale a tensor and ("block") with the same scales as ours.
 
 #include <algorithm>
 #include <chrono>
@@ -29,6 +31,7 @@
 #include "gemm/kernel_text.h"
 #include "gemm/reference.h"
 #include "gemm/shape_file.h"
+#include "tensor/float_formats.h"
 
 namespace volley::gemm {
 namespace {
@@ -42,6 +45,7 @@ struct Options {
   int search = 0;
   int segments = 0;
   bool skip_peer = false;
+  bool gradients = false;
   MmaKind mma = MmaKind::kFp8;
 };
 
@@ -95,7 +99,44 @@ struct BenchCase {
   GemmShape shape;
   std::vector<int32_t> groups;  // on the host
   double rows = 0;              // that count
+  bool adds = false;            // D is C
 };
+
+// Weights [m, n] whose gradient sums over k tokens; along K: over each group's k tokens.
+std::vector<BenchCase> gradient_cases(MmaKind mma) {
+  std::vector<BenchCase> cases;
+  for (const auto& [m, n, k] : {std::tuple{2112, 7168, 4096},
+                                {7168, 2048, 4096},
+                                {4096, 7168, 4096},
+                                {7168, 16384, 4096},
+                                {24576, 1536, 4096},
+                                {4096, 7168, 8192}}) {
+    cases.push_back({"gradient",
+                     {.mma = mma, .out = OutKind::kF32, .m = m, .n = n, .k = k, .segments = 1},
+                     {},
+                     static_cast<double>(m),
+                     true});
+  }
+  for (const auto& [groups, k] : {std::pair{4, 8192}, {8, 4096}, {64, 512}}) {
+    for (const auto& [m, n] : {std::pair{4096, 7168}, {7168, 2048}}) {
+      if (groups == 64 && m == 4096) continue;  // 7 GB of D
+      BenchCase c = {"gradient along k",
+                     {.mma = mma,
+                      .out = OutKind::kF32,
+                      .grouping = Grouping::kAlongK,
+                      .m = m,
+                      .n = n,
+                      .k = groups * k,
+                      .num_groups = groups},
+                     {},
+                     static_cast<double>(m),
+                     true};
+      for (int g = 1; g <= groups; ++g) c.groups.push_back(g * k);
+      cases.push_back(c);
+    }
+  }
+  return cases;
+}
 
 std::vector<BenchCase> bench_cases(MmaKind mma) {
   std::vector<BenchCase> cases;
@@ -131,6 +172,11 @@ std::vector<BenchCase> bench_cases(MmaKind mma) {
                      {},
                      static_cast<double>(groups) * rows};
       for (int r = 0; r < groups * rows; ++r) c.groups.push_back(r / rows);
+      cases.push_back(c);
+      c.group = "grouped prefix sum";
+      c.shape.grouping = Grouping::kPrefixSum;
+      c.groups.clear();
+      for (int g = 1; g <= groups; ++g) c.groups.push_back(g * rows);
       cases.push_back(c);
     }
     for (const auto& [groups, rows] : {std::pair{1, 1024}, {2, 512}, {4, 256}, {8, 64}, {16, 32}}) {
@@ -194,6 +240,7 @@ class Bench {
       fmt::print("cuBLASLt: not timed{}{}\n", peer ? "" : ": ", peer ? "" : peer.error().message);
     } else {
       peer_ = std::move(*peer);
+      VOLLEY_TRY(block_peer_, load_cublaslt(*context_));
       out["cublaslt"] = peer_->version();
     }
     VOLLEY_TRY_STATUS(warm_up());
@@ -228,9 +275,10 @@ class Bench {
  private:
   std::vector<BenchCase> cases() const {
     std::vector<BenchCase> kept;
-    for (BenchCase& c : bench_cases(options_.mma)) {
+    for (BenchCase& c :
+         options_.gradients ? gradient_cases(options_.mma) : bench_cases(options_.mma)) {
       const std::string name = fmt::format("{} {}x{}x{}", c.group, c.shape.m, c.shape.n, c.shape.k);
-      c.shape.segments = options_.segments;
+      if (options_.segments > 0) c.shape.segments = options_.segments;
       if (matches(name)) kept.push_back(std::move(c));
     }
     return kept;
@@ -320,7 +368,8 @@ class Bench {
 
   static double weight_bytes(const GemmShape& s) {
     if (!has_fp4_weights(s.mma)) {
-      return double{1} * s.num_groups * s.n * s.k * (s.mma == MmaKind::kFp8 ? 1 : 2);
+      const int weights = s.grouping == Grouping::kAlongK ? 1 : s.num_groups;
+      return double{1} * weights * s.n * s.k * (is_fp8(s.mma) ? 1 : 2);
     }
     return double{1} * s.num_groups * ceil_div(s.n, kFp4StripRows) * (s.k / kFp4BlockCols) *
            fp4_tile_bytes(s.mma == MmaKind::kNvFp4);
@@ -330,11 +379,13 @@ class Bench {
     const GemmShape& s = c.shape;
     const bool fp8 = has_fp8_tokens(s.mma), fp4 = has_fp4_weights(s.mma);
     const size_t bytes = fp8 ? 1 : 2;
+    const bool along_k = s.grouping == Grouping::kAlongK, by_rows = s.mma == MmaKind::kFp8Rows;
     const size_t rows = static_cast<size_t>(s.m) *
                         static_cast<size_t>(s.grouping == Grouping::kMasked ? s.num_groups : 1);
+    const size_t d_rows = rows * static_cast<size_t>(along_k ? s.num_groups : 1);
     Operands o;
     const auto k = static_cast<size_t>(s.k), n = static_cast<size_t>(s.n),
-               g = static_cast<size_t>(s.num_groups);
+               g = static_cast<size_t>(along_k ? 1 : s.num_groups);
     VOLLEY_TRY(o.a, random_buffer(rows * k * bytes, fp8 ? 0 : 1, 4 * seed));
     if (fp4) {
       VOLLEY_TRY(o.b, random_buffer(static_cast<size_t>(weight_bytes(s)),
@@ -342,11 +393,18 @@ class Bench {
     } else {
       VOLLEY_TRY(o.b, random_buffer(g * n * k * bytes, fp8 ? 0 : 1, 4 * seed + 1));
     }
-    VOLLEY_TRY(o.d, cuda::Buffer::allocate(*context_, rows * n * 2));
+    const size_t d_bytes = d_rows * n * (s.out == OutKind::kBf16 ? 2 : 4);
+    VOLLEY_TRY(o.d, cuda::Buffer::allocate(*context_, d_bytes));
+    if (c.adds) {
+      VOLLEY_TRY_STATUS(o.d.fill(0, *stream_));
+      o.args.c = o.d.get();
+    }
     o.args.shape = s;
     if (fp8) {
       VOLLEY_TRY(o.a_scale, random_buffer((rows + 4 * g) * (k / 128) * 4, 2, 4 * seed + 2));
-      const size_t b_scales = fp4 ? g * ((n + 63) / 64 * 64) : g * ((n + 127) / 128) * (k / 128);
+      const size_t b_scales = fp4       ? g * ((n + 63) / 64 * 64)
+                              : by_rows ? n * (k / 128)
+                                        : g * ((n + 127) / 128) * (k / 128);
       VOLLEY_TRY(o.b_scale, random_buffer(b_scales * 4, 2, 4 * seed + 3));
       o.args.a_scale = o.a_scale.get();
       o.args.b_scale = o.b_scale.get();
@@ -491,47 +549,62 @@ class Bench {
 
   // A few values of the timed kernel's output against the reference: a wrong kernel has no speed.
   Status spot_check(const BenchCase& c, Operands& o, int num_values) {
-    if (c.shape.grouping == Grouping::kRowIndex && c.shape.m > 10000) return {};
     HostProblem host;
     host.shape = c.shape;
     host.groups = c.groups;
     const GemmShape& s = c.shape;
-    VOLLEY_TRY_STATUS(o.d.fill(0xFF, *stream_));
+    VOLLEY_TRY_STATUS(o.d.fill(c.adds ? 0 : 0xFF, *stream_));
     VOLLEY_TRY_STATUS(gemm_->launch(o.call, stream_->get()));
     VOLLEY_TRY_STATUS(context_->synchronize());
     // One row of A and one of B at a time, in a problem of one row and 128 columns.
     const bool fp8 = has_fp8_tokens(s.mma), fp4 = has_fp4_weights(s.mma);
-    const size_t row_bytes = static_cast<size_t>(s.k) * (fp8 ? 1 : 2);
     const auto weights = row_weights(s, c.groups);
-    const int blocks = s.k / 128, n_groups = ceil_div(s.n, 128);
+    const int all_blocks = s.k / 128, n_groups = ceil_div(s.n, 128);
     for (int i = 0; i < num_values; ++i) {
       const auto rows = static_cast<int64_t>(weights.size());
       const int64_t row = (i * 7919LL) % rows, col = (i * 104729LL) % s.n;
       const int weight = weights[static_cast<size_t>(row)];
       if (weight < 0) continue;
+      // Along K only the columns of the row's group.
+      const bool along_k = s.grouping == Grouping::kAlongK;
+      const Columns columns =
+          along_k ? group_columns(s, c.groups)[static_cast<size_t>(row / s.m)] : Columns{0, s.k};
+      const auto blocks = static_cast<int>((columns.end - columns.begin) / 128);
+      const int first = static_cast<int>(columns.begin / 128);
+      const int64_t a_row = along_k ? row % s.m : row;
+      const size_t element = fp8 ? 1 : 2, row_bytes = static_cast<size_t>(blocks) * 128 * element;
+      const auto row_at = [&](int64_t index) {
+        return static_cast<size_t>(index * s.k + columns.begin) * element;
+      };
       HostProblem one;
-      one.shape = {.mma = s.mma, .m = 1, .n = 8, .k = s.k};
+      one.shape = {.mma = s.mma, .out = s.out, .m = 1, .n = 8, .k = blocks * 128};
       one.a.resize(row_bytes);
-      VOLLEY_TRY_STATUS(
-          o.a.download(one.a.data(), row_bytes, static_cast<size_t>(row) * row_bytes));
+      VOLLEY_TRY_STATUS(o.a.download(one.a.data(), row_bytes, row_at(a_row)));
       if (fp4) {
         VOLLEY_TRY_STATUS(download_fp4_row(s, o, weight, col, one));
       } else {
         one.b.resize(row_bytes);
-        VOLLEY_TRY_STATUS(o.b.download(
-            one.b.data(), row_bytes, static_cast<size_t>(weight * int64_t{s.n} + col) * row_bytes));
+        VOLLEY_TRY_STATUS(
+            o.b.download(one.b.data(), row_bytes, row_at(weight * int64_t{s.n} + col)));
       }
       if (fp8) {
-        const int64_t stride = round_up(s.m, 4), slab = row / s.m;
+        const int64_t stride = round_up(s.m, 4), slab = a_row / s.m;
         one.a_scale_stride = 4;
         one.a_scale.resize(static_cast<size_t>(blocks) * 4);
         one.b_scale.resize(static_cast<size_t>(blocks));
         for (int b = 0; b < blocks; ++b) {
           VOLLEY_TRY_STATUS(o.a_scale.download(
               &one.a_scale[static_cast<size_t>(b) * 4], 4,
-              static_cast<size_t>((slab * blocks + b) * stride + row % s.m) * 4));
+              static_cast<size_t>((slab * all_blocks + first + b) * stride + row % s.m) * 4));
         }
-        if (!fp4) {
+        if (s.mma == MmaKind::kFp8Rows) {
+          one.b_scale.resize(static_cast<size_t>(blocks) * 8);  // of 8 rows, like one.a_scale of 4
+          for (int b = 0; b < blocks; ++b) {
+            VOLLEY_TRY_STATUS(
+                o.b_scale.download(&one.b_scale[static_cast<size_t>(b) * 8], 4,
+                                   static_cast<size_t>((first + b) * int64_t{s.n} + col) * 4));
+          }
+        } else if (!fp4) {
           VOLLEY_TRY_STATUS(o.b_scale.download(
               one.b_scale.data(), one.b_scale.size() * 4,
               static_cast<size_t>((weight * int64_t{n_groups} + col / 128) * blocks) * 4));
@@ -539,9 +612,15 @@ class Bench {
       }
       const std::vector<int32_t> only = {0};
       const ReferenceValue want = reference_value(one, only, 0, 0);
-      uint16_t bits = 0;
-      VOLLEY_TRY_STATUS(o.d.download(&bits, 2, static_cast<size_t>(row * s.n + col) * 2));
-      const double got = std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+      const auto at = static_cast<size_t>(row * s.n + col);
+      float got = 0;
+      if (s.out == OutKind::kF32) {
+        VOLLEY_TRY_STATUS(o.d.download(&got, 4, at * 4));
+      } else {
+        uint16_t bits = 0;
+        VOLLEY_TRY_STATUS(o.d.download(&bits, 2, at * 2));
+        got = bf16_to_float(bits);
+      }
       if (!(std::fabs(got - want.value) <= error_bound(one.shape, want))) {
         return make_error(ErrorKind::kIo, "{} is wrong at ({}, {}): got {}, reference {}",
                           config_name(o.call.config), row, col, got, want.value);
@@ -553,8 +632,14 @@ class Bench {
   Result<Json> time_case(const BenchCase& c) {
     const GemmShape& s = c.shape;
     const double in_bytes = has_fp8_tokens(s.mma) ? 1 : 2;
-    const double bytes = c.rows * s.k * in_bytes + weight_bytes(s) + c.rows * s.n * 2;
+    const bool along_k = s.grouping == Grouping::kAlongK;
+    const double d_bytes =
+        c.rows * s.n * (along_k ? s.num_groups : 1) * (s.out == OutKind::kBf16 ? 2 : 4);
+    const double bytes = c.rows * s.k * in_bytes + weight_bytes(s) + d_bytes * (c.adds ? 2 : 1);
     const double flops = 2 * c.rows * s.n * s.k;
+    const double peak = (has_fp8_tokens(s.mma) ? 8192.0 : 4096.0) * context_->info().num_sms;
+    const double floor_us = std::max(flops / (peak * gemm_->device().clock_ghz * 1e3),
+                                     bytes / gemm_->device().dram_bytes_per_ns / 1e3);
     const auto num_sets = static_cast<size_t>(std::clamp(
         std::ceil(3.0 * static_cast<double>(context_->info().l2_bytes) / bytes) + 1, 2.0, 64.0));
     std::vector<Operands> sets;
@@ -613,24 +698,46 @@ class Bench {
     }
     const std::vector<Operands>& peer_sets = wide_sets.empty() ? sets : wide_sets;
     std::string peer_error;
-    bool has_peer = peer_ != nullptr && s.grouping == Grouping::kDense;
-    if (has_peer) {
-      if (const Status prepared = peer_->prepare(wide.shape); !prepared) {
-        has_peer = false;
-        peer_error = prepared.error().message;
+    bool has_peer = peer_ != nullptr && (s.grouping == Grouping::kDense || along_k);
+    // cuBLASLt's products: one, or one after the other for each group of columns.
+    PeerProblem problem = {wide.shape, c.adds, false};
+    if (along_k) problem.shape.k = s.k / s.num_groups;
+    const auto peer_launch = [&, this](CublasLtPeer& peer, size_t set) -> Status {
+      const Operands& o = peer_sets[set];
+      for (int g = 0; g < (along_k ? s.num_groups : 1); ++g) {
+        const auto columns = static_cast<uint64_t>(g) * static_cast<uint64_t>(problem.shape.k);
+        const auto element = static_cast<uint64_t>(in_bytes);
+        VOLLEY_TRY_STATUS(peer.launch(
+            {.a = o.a.get() + columns * element,
+             .a_scale = o.a_scale.get() + columns / 128 * static_cast<uint64_t>(s.m) * 4,
+             .b = o.b.get() + columns * element,
+             .b_scale = o.b_scale.get() + columns / 128 * static_cast<uint64_t>(s.n) * 4,
+             .d = o.d.get() + static_cast<uint64_t>(g) * static_cast<uint64_t>(s.m) *
+                                  static_cast<uint64_t>(s.n) * 4},
+            stream_->get()));
       }
-    }
-    if (has_peer) {
-      contenders.push_back({.launch = [&peer_sets, this](size_t set) {
-        const Operands& o = peer_sets[set];
-        return peer_->launch(o.a.get(), o.b.get(), o.d.get(), stream_->get());
-      }});
-    }
+      return {};
+    };
+    const auto add_peer = [&](CublasLtPeer& peer) -> bool {
+      if (const Status prepared = peer.prepare(problem, s.k); !prepared) {
+        peer_error = prepared.error().message;
+        return false;
+      }
+      contenders.push_back(
+          {.launch = [&peer, &peer_launch](size_t set) { return peer_launch(peer, set); }});
+      return true;
+    };
+    problem.block_scales = true;
+    const bool has_block_peer = has_peer && s.mma == MmaKind::kFp8Rows && add_peer(*block_peer_);
+    problem.block_scales = false;
+    has_peer = has_peer && add_peer(*peer_);
     VOLLEY_TRY_STATUS(time_contenders(contenders, num_sets, configs[0].us));
 
     const Times& ours = contenders[0].times;
     const double overlapped_us = contenders[1].times.rot_us;
     const Times theirs = has_peer ? contenders.back().times : Times{};
+    const Times block =
+        has_block_peer ? contenders[contenders.size() - (has_peer ? 2 : 1)].times : Times{};
     Json row;
     row["group"] = c.group;
     row["mma"] =
@@ -651,7 +758,15 @@ class Bench {
     row["gb_s_rot"] = bytes / ours.rot_us / 1e3;
     row["gb_s_overlapped"] = bytes / overlapped_us / 1e3;
     row["host_us"] = host;
+    row["floor_us"] = floor_us;
     std::string beside;
+    if (c.adds) beside = fmt::format("; floor {:.1f}", floor_us);
+    if (has_block_peer) {
+      row["cublaslt_block_cold_us"] = block.cold_us;
+      row["cublaslt_block_rot_us"] = block.rot_us;
+      beside += fmt::format("; block {:.1f} cold {:.1f} rot: {:.2f} {:.2f}", block.cold_us,
+                            block.rot_us, block.cold_us / ours.cold_us, block.rot_us / ours.rot_us);
+    }
     if (!wide_sets.empty()) {
       const Times& fp8 = contenders[calls.size()].times;
       const double fp8_overlapped = contenders[calls.size() + 1].times.rot_us;
@@ -671,9 +786,8 @@ class Bench {
       rot_log_sum_ += std::log(ratio);
       overlapped_log_sum_ += std::log(theirs.rot_us / overlapped_us);
       ++ratio_count_;
-    } else if (!peer_error.empty()) {
-      row["cublaslt_error"] = peer_error;
     }
+    if (!peer_error.empty()) row["cublaslt_error"] = peer_error;
     fmt::print(
         "{:<19} {:>6} {:>6} {:>6} {:>3}  {:>8.1f} {:>8.1f} {:>8.1f} {:>7.0f} {:>6.0f} {:>6.1f}  "
         "{:>8.1f} {:>8.1f} {:>5.2f} {:>5.2f}  {}{}\n",
@@ -711,7 +825,7 @@ class Bench {
   cuda::Module fill_module_;
   cuda::Kernel fill_;
   cuda::Buffer flush_;
-  std::unique_ptr<CublasLtPeer> peer_;
+  std::unique_ptr<CublasLtPeer> peer_, block_peer_;
   double cold_log_sum_ = 0, rot_log_sum_ = 0, overlapped_log_sum_ = 0;
   int ratio_count_ = 0;
 };
@@ -733,6 +847,8 @@ Result<Options> parse(int argc, char** argv) {
       options.segments = std::atoi(value().c_str());
     } else if (word == "--skip-peer") {
       options.skip_peer = true;
+    } else if (word == "--gradients") {
+      options.gradients = true;
     } else if (word == "--bf16") {
       options.mma = MmaKind::kBf16;
     } else if (word == "--mma") {
@@ -740,9 +856,13 @@ Result<Options> parse(int argc, char** argv) {
     } else {
       return invalid(
           "unknown argument {}; expected --json FILE, --bundle FILE, --filter TEXT, "
-          "--search N, --segments N, --skip-peer, --bf16, --mma NAME",
+          "--search N, --segments N, --skip-peer, --bf16, --mma NAME, --gradients",
           word);
     }
+  }
+  if (options.gradients && options.mma == MmaKind::kFp8) options.mma = MmaKind::kFp8Rows;
+  if (options.gradients != (options.mma == MmaKind::kFp8Rows) && options.mma != MmaKind::kBf16) {
+    return invalid("--gradients are those of fp8rows or bf16, and fp8rows is for them");
   }
   return options;
 }

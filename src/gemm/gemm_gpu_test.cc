@@ -81,6 +81,7 @@ class DeviceProblem {
       b_scale_ = upload(host.b_scale);
     }
     if (!host.groups.empty()) groups_ = upload(host.groups);
+    if (!host.c.empty()) c_ = upload(host.c);
     d_stride_ = shape.n + kGuardCols;
     d_ = allocate(static_cast<size_t>((host.num_rows() + kGuardRows) * d_stride_) * out_bytes());
   }
@@ -103,6 +104,10 @@ class DeviceProblem {
     args.a_scale_stride = host_.a_scale_stride;
     args.d = d_.get();
     args.d_stride = d_stride_;
+    if (!c_.empty()) {
+      args.c = c_.get() + static_cast<uint64_t>(first_row * int64_t{host_.shape.n}) * 4;
+      args.c_stride = host_.shape.n;
+    }
     if (!groups_.empty()) args.groups = groups_.get();
     return args;
   }
@@ -122,11 +127,25 @@ class DeviceProblem {
   // Poisons D, runs, returns D's bytes.
   std::vector<uint8_t> run(const GemmArgs& args) {
     poison();
-    const auto call = Gpu::get().gemm().prepare(args);
-    EXPECT_TRUE(call) << call.error().message;
-    if (!call) return {};
-    const Status launched = Gpu::get().gemm().launch(*call, Gpu::get().stream().get());
-    EXPECT_TRUE(launched) << launched.error().message;
+    launch(args);
+    return download();
+  }
+
+  // The same with C's rows from `first_row` on in D, where they are added.
+  std::vector<uint8_t> run_in_place(GemmArgs args, int first_row = 0) {
+    std::vector<uint8_t> d(d_.bytes(), kPoison);
+    const auto n = static_cast<size_t>(host_.shape.n);
+    for (size_t row = static_cast<size_t>(first_row); row < host_.c.size() / n; ++row) {
+      std::memcpy(
+          d.data() + (row - static_cast<size_t>(first_row)) * static_cast<size_t>(d_stride_) * 4,
+          host_.c.data() + row * n, n * 4);
+    }
+    EXPECT_TRUE(d_.upload(d.data(), d.size()));
+    // A copy from pageable memory may still be under way, and no stream waits for it.
+    EXPECT_TRUE(Gpu::get().context().synchronize());
+    args.c = args.d;
+    args.c_stride = args.d_stride;
+    launch(args);
     return download();
   }
 
@@ -143,6 +162,12 @@ class DeviceProblem {
   }
 
  private:
+  static void launch(const GemmArgs& args) {
+    const auto call = Gpu::get().gemm().prepare(args);
+    ASSERT_TRUE(call) << call.error().message;
+    const Status launched = Gpu::get().gemm().launch(*call, Gpu::get().stream().get());
+    EXPECT_TRUE(launched) << launched.error().message;
+  }
   static cuda::Buffer allocate(size_t bytes) {
     auto buffer = cuda::Buffer::allocate(Gpu::get().context(), bytes);
     EXPECT_TRUE(buffer) << buffer.error().message;
@@ -156,7 +181,7 @@ class DeviceProblem {
   }
 
   const HostProblem& host_;
-  cuda::Buffer a_, a_scale_, b_, b_scale_, groups_, d_;
+  cuda::Buffer a_, a_scale_, b_, b_scale_, groups_, c_, d_;
   int64_t d_stride_ = 0;
 };
 
@@ -254,6 +279,10 @@ void check_candidates(const HostProblem& host, size_t step) {
     const auto d = device.run(args);
     ASSERT_FALSE(testing::Test::HasFatalFailure());
     if (d.empty()) return;
+    if (!host.c.empty()) {
+      EXPECT_EQ(num_differing_rows(host, device, d, device.run_in_place(args)), 0)
+          << "rows differ where C is D";
+    }
     if (first.empty()) {
       first = d;
       check_against_reference(host, device, d, 1, 1);
@@ -295,6 +324,14 @@ std::vector<int32_t> some_groups(const GemmShape& shape) {
         groups.push_back(g == 1 ? 0 : std::min(shape.m, 1 + 61 * g));
       }
       break;
+    case Grouping::kAlongK: {
+      int end = 0;
+      for (int g = 0; g < shape.num_groups; ++g) {
+        end = std::min(shape.k, end + (g == 1 ? 0 : 128 * (g + 1)));
+        groups.push_back(end);
+      }
+      break;
+    }
   }
   return groups;
 }
@@ -302,13 +339,30 @@ std::vector<int32_t> some_groups(const GemmShape& shape) {
 struct CandidateCase {
   GemmShape shape;
   size_t step;
+  bool with_c = false;
 };
+
+std::string name_of(const CandidateCase& c) {
+  const GemmShape& s = c.shape;
+  const std::string config = config_name({.mma = s.mma, .out = s.out, .grouping = s.grouping});
+  std::string name = config.substr(0, config.find("-t128"));
+  std::replace(name.begin(), name.end(), '-', '_');
+  name += fmt::format("_m{}_n{}_k{}_s{}", s.m, s.n, s.k, s.segments);
+  if (s.grouping == Grouping::kRowIndex || s.grouping == Grouping::kPrefixSum) {
+    name += fmt::format("_aligned{}", s.group_align);
+  }
+  return name + (c.with_c ? "_plus_c" : "");
+}
+void PrintTo(const CandidateCase& c, std::ostream* out) {
+  *out << name_of(c);
+}
 
 class GemmCandidates : public GemmGpu, public testing::WithParamInterface<CandidateCase> {};
 
 TEST_P(GemmCandidates, AgreeWithTheReferenceAndWithEachOtherToTheBit) {
   const GemmShape& shape = GetParam().shape;
-  check_candidates(random_problem(shape, some_groups(shape), 7), GetParam().step);
+  check_candidates(random_problem(shape, some_groups(shape), 7, GetParam().with_c),
+                   GetParam().step);
 }
 
 constexpr std::array kAllKinds = {MmaKind::kFp8, MmaKind::kBf16, MmaKind::kMxFp4, MmaKind::kNvFp4};
@@ -332,11 +386,26 @@ std::vector<CandidateCase> candidate_cases() {
       shape.segments = 2;
       cases.push_back({shape, 5});
     }
+    cases.push_back({{.mma = mma, .out = OutKind::kF32, .m = 99, .n = 264, .k = 512}, 4, true});
   }
+  const auto gradient = [&](MmaKind mma, Grouping grouping, int m, bool with_c) {
+    GemmShape shape = {
+        .mma = mma, .out = OutKind::kF32, .grouping = grouping, .m = m, .n = 328, .k = 1152};
+    if (grouping == Grouping::kAlongK) shape.num_groups = 5;
+    cases.push_back({shape, 1, with_c});
+  };
+  for (const bool with_c : {false, true}) {
+    for (const int m : {77, 300}) gradient(MmaKind::kFp8Rows, Grouping::kDense, m, with_c);
+    for (const MmaKind mma : {MmaKind::kFp8Rows, MmaKind::kBf16}) {
+      gradient(mma, Grouping::kAlongK, 300, with_c);
+    }
+  }
+  cases.push_back({{.mma = MmaKind::kFp8Rows, .m = 150, .n = 200, .k = 640}, 2});
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GemmCandidates, testing::ValuesIn(candidate_cases()));
+INSTANTIATE_TEST_SUITE_P(All, GemmCandidates, testing::ValuesIn(candidate_cases()),
+                         [](const auto& info) { return name_of(info.param); });
 
 TEST_F(GemmGpu, TailsAndExtremeShapes) {
   for (const GemmShape& shape : std::vector<GemmShape>{
@@ -356,6 +425,8 @@ TEST_F(GemmGpu, TailsAndExtremeShapes) {
            {.mma = MmaKind::kNvFp4, .m = 1, .n = 8, .k = 128},
            {.mma = MmaKind::kNvFp4, .m = 65, .n = 2112, .k = 1024},
            {.mma = MmaKind::kNvFp4, .m = 300, .n = 4104, .k = 384},
+           {.mma = MmaKind::kFp8Rows, .out = OutKind::kF32, .m = 1, .n = 8, .k = 128},
+           {.mma = MmaKind::kFp8Rows, .out = OutKind::kF32, .m = 257, .n = 2112, .k = 1024},
        }) {
     SCOPED_TRACE(fmt::format("{}x{}x{}", shape.m, shape.n, shape.k));
     const HostProblem host = random_problem(shape, {}, 3);
@@ -395,6 +466,112 @@ TEST_F(GemmGpu, ARowHasTheSameBitsAtEveryMAndInEveryPlace) {
       }
       EXPECT_GE(used.size(), 4U) << "the test must meet several kernels";
     }
+  }
+}
+
+// The gradients' kernels: C apart, C in place, any m.
+TEST_F(GemmGpu, AGradientsRowHasTheSameBitsAtEveryM) {
+  for (const MmaKind mma : {MmaKind::kFp8Rows, MmaKind::kBf16}) {
+    const GemmShape shape = {.mma = mma, .out = OutKind::kF32, .m = 512, .n = 2112, .k = 1024};
+    HostProblem host = random_problem(shape, {}, 11, true);
+    // Subnormals of C meet sums of 0.
+    const size_t a_row = host.a.size() / 512;
+    std::fill_n(host.a.begin() + static_cast<int64_t>(3 * a_row), a_row, uint8_t{0});
+    for (size_t i = 3 * 2112; i < 4 * 2112; ++i) host.c[i] = i % 2 == 0 ? 1e-40F : -1e-41F;
+    DeviceProblem device(host);
+    const auto whole = device.run(device.args());
+    check_against_reference(host, device, whole, 7, 5);
+    const auto row_bytes = static_cast<int64_t>(device.d_stride()) * 4;
+    for (const int m : {1, 7, 64, 65, 129, 200, 400}) {
+      for (const int first : {0, 4, 112}) {
+        const auto apart = device.run(device.args(first, m));
+        const auto in_place = device.run_in_place(device.args(first, m), first);
+        ASSERT_FALSE(apart.empty() || in_place.empty());
+        int differing = 0;
+        for (int r = 0; r < m; ++r) {
+          const auto want = whole.begin() + (first + r) * row_bytes;
+          differing += !std::equal(want, want + 2112 * 4, apart.begin() + r * row_bytes);
+          differing += !std::equal(want, want + 2112 * 4, in_place.begin() + r * row_bytes);
+        }
+        EXPECT_EQ(differing, 0) << "rows of m " << m << " from row " << first;
+      }
+    }
+  }
+}
+
+TEST_F(GemmGpu, AGroupAlongKIsTheProductOfItsColumns) {
+  for (const MmaKind mma : {MmaKind::kFp8Rows, MmaKind::kBf16}) {
+    const GemmShape shape = {.mma = mma,
+                             .out = OutKind::kF32,
+                             .grouping = Grouping::kAlongK,
+                             .m = 200,
+                             .n = 1032,
+                             .k = 2048,
+                             .num_groups = 4};
+    const std::vector<int32_t> ends = {512, 512, 640, 2048};
+    const HostProblem host = random_problem(shape, ends, 5);
+    DeviceProblem device(host);
+    const auto d = device.run(device.args());
+    const auto row_bytes = static_cast<int64_t>(device.d_stride()) * 4;
+    for (int g = 0; g < 4; ++g) {
+      const int begin = g == 0 ? 0 : ends[static_cast<size_t>(g) - 1];
+      const int k = ends[static_cast<size_t>(g)] - begin;
+      if (k == 0) continue;
+      GemmArgs alone = device.args();
+      const auto bytes = static_cast<uint64_t>(begin) * (mma == MmaKind::kBf16 ? 2 : 1);
+      alone.shape.grouping = Grouping::kDense;
+      alone.shape.num_groups = 1;
+      alone.shape.k = k;
+      alone.shape.segments = 1;
+      alone.a_stride = 2048;
+      alone.a += bytes;
+      alone.b += bytes;
+      alone.a_scale += static_cast<uint64_t>(begin / 128 * host.a_scale_stride * 4);
+      alone.b_scale += static_cast<uint64_t>(begin / 128 * shape.n * 4);
+      // B is packed: its columns alone.
+      HostProblem part = host;
+      const size_t k_bytes = static_cast<size_t>(k) * (mma == MmaKind::kBf16 ? 2 : 1);
+      part.b.clear();
+      for (size_t row = 0; row < static_cast<size_t>(shape.n); ++row) {
+        const auto from = host.b.begin() + static_cast<int64_t>(row * host.b.size() / 1032 + bytes);
+        part.b.insert(part.b.end(), from, from + static_cast<int64_t>(k_bytes));
+      }
+      DeviceProblem columns(part);
+      alone.b = columns.args().b;
+      const auto e = device.run(alone);
+      int differing = 0;
+      for (int r = 0; r < 200; ++r) {
+        const auto x = d.begin() + (g * 200 + r) * row_bytes;
+        differing += !std::equal(x, x + 1032 * 4, e.begin() + r * row_bytes);
+      }
+      EXPECT_EQ(differing, 0) << "rows of group " << g;
+    }
+  }
+}
+
+TEST_F(GemmGpu, ACapturedGraphFollowsTheGroupsAlongK) {
+  const GemmShape shape = {.mma = MmaKind::kFp8Rows,
+                           .out = OutKind::kF32,
+                           .grouping = Grouping::kAlongK,
+                           .m = 128,
+                           .n = 256,
+                           .k = 1024,
+                           .num_groups = 3};
+  HostProblem host = random_problem(shape, {128, 256, 1024}, 9);
+  DeviceProblem device(host);
+  Gpu& gpu = Gpu::get();
+  const auto call = gpu.gemm().prepare(device.args());
+  ASSERT_TRUE(call);
+  const auto graph = cuda::Graph::capture(
+      gpu.stream(), [&] { return gpu.gemm().launch(*call, gpu.stream().get()); });
+  ASSERT_TRUE(graph) << graph.error().message;
+  for (const std::vector<int32_t>& ends :
+       {std::vector<int32_t>{128, 256, 1024}, {0, 1024, 1024}, {0, 0, 0}, {130, 600, 9999}}) {
+    host.groups = ends;
+    device.set_groups(ends);
+    device.poison();
+    ASSERT_TRUE(graph->launch(gpu.stream()));
+    check_against_reference(host, device, device.download(), 1, 3);
   }
 }
 

@@ -22,7 +22,7 @@ KernelBody body_of(const GemmConfig& config) {
     return {"fp4_wide_kernel.h", "run_fp4_wide_gemm", "a_map, scale_map, d_map, params"};
   }
   if (config.fp4()) return {"fp4_kernel.h", "run_fp4_gemm", "a_map, scale_map, params"};
-  return {"gemm_kernel.h", "run_gemm", "a_map, b_map, scale_map, d_map, params"};
+  return {"gemm_kernel.h", "run_gemm", "a_map, b_map, scale_map, b_scale_map, d_map, params"};
 }
 
 std::string initializer(const GemmConfig& c) {
@@ -87,8 +87,8 @@ jit::KernelSource kernel_source(const GemmConfig& config) {
 namespace volley::gemm {{
 extern "C" __global__ void __launch_bounds__({}, {})
 {}(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-            const __grid_constant__ TensorMap scale_map, const __grid_constant__ TensorMap d_map,
-            const __grid_constant__ GemmParams params) {{
+            const __grid_constant__ TensorMap scale_map, const __grid_constant__ TensorMap b_scale_map,
+            const __grid_constant__ TensorMap d_map, const __grid_constant__ GemmParams params) {{
   {}<GemmConfig{{{}}}>({});
 }}
 }}  // namespace volley::gemm

@@ -53,10 +53,11 @@ std::vector<float> random_matrix(int64_t rows, int64_t cols, uint64_t seed) {
 }  // namespace
 
 std::vector<int32_t> row_weights(const GemmShape& shape, std::span<const int32_t> groups) {
-  const int slabs = shape.grouping == Grouping::kMasked ? shape.num_groups : 1;
+  const int slabs = has_slabs(shape.grouping) ? shape.num_groups : 1;
   std::vector<int32_t> weights(static_cast<size_t>(int64_t{shape.m} * slabs), -1);
   switch (shape.grouping) {
     case Grouping::kDense:
+    case Grouping::kAlongK:
       std::fill(weights.begin(), weights.end(), 0);
       break;
     case Grouping::kRowIndex:
@@ -83,21 +84,36 @@ std::vector<int32_t> row_weights(const GemmShape& shape, std::span<const int32_t
   return weights;
 }
 
+std::vector<Columns> group_columns(const GemmShape& shape, std::span<const int32_t> groups) {
+  std::vector<Columns> columns;
+  int end = 0;
+  for (const int32_t value : groups) {
+    const int begin = round_up(end, kQuantGroup);
+    end = std::min(std::max(value, end), shape.k);
+    columns.push_back({begin, std::max(round_up(end, kQuantGroup), begin)});
+  }
+  return columns;
+}
+
 ReferenceValue reference_value(const HostProblem& problem, std::span<const int32_t> weights,
                                int64_t row, int64_t col) {
   const GemmShape& shape = problem.shape;
   const int weight = weights[static_cast<size_t>(row)];
   if (weight < 0) return {};
   const bool fp8 = has_fp8_tokens(shape.mma), fp4 = has_fp4_weights(shape.mma);
-  const int64_t slab = row / shape.m, in_slab = row % shape.m, blocks = shape.k / kQuantGroup;
+  const bool along_k = shape.grouping == Grouping::kAlongK;
+  const int64_t d_slab = row / shape.m, in_slab = row % shape.m, blocks = shape.k / kQuantGroup;
+  const int64_t slab = along_k ? 0 : d_slab, a_row = slab * shape.m + in_slab;
   const int64_t n_groups = ceil_div(shape.n, kQuantGroup);
+  Columns columns = {0, shape.k};
+  if (along_k) columns = group_columns(shape, problem.groups)[static_cast<size_t>(d_slab)];
   ReferenceValue out;
-  for (int64_t block = 0; block < blocks; ++block) {
+  for (int64_t block = columns.begin / kQuantGroup; block < columns.end / kQuantGroup; ++block) {
     double sum = 0, magnitude = 0;
     for (int64_t i = block * kQuantGroup; i < (block + 1) * kQuantGroup; ++i) {
       const int64_t in_b = (weight * int64_t{shape.n} + col) * shape.k + i;
       const double product =
-          element(problem.a, shape.mma, row * shape.k + i) *
+          element(problem.a, shape.mma, a_row * shape.k + i) *
           (fp4 ? problem.b_values[static_cast<size_t>(in_b)] : element(problem.b, shape.mma, in_b));
       sum += product;
       magnitude += std::fabs(product);
@@ -106,13 +122,20 @@ ReferenceValue reference_value(const HostProblem& problem, std::span<const int32
     if (fp8) {
       scale = problem.a_scale[static_cast<size_t>((slab * blocks + block) * problem.a_scale_stride +
                                                   in_slab)];
-      if (!fp4) {
+      if (shape.mma == MmaKind::kFp8Rows) {
+        scale *= problem.b_scale[static_cast<size_t>(block * shape.n + col)];
+      } else if (!fp4) {
         scale *= problem.b_scale[static_cast<size_t>(
             (weight * n_groups + col / kQuantGroup) * blocks + block)];
       }
     }
     out.value += scale * sum;
     out.magnitude += std::fabs(scale) * magnitude;
+  }
+  if (!problem.c.empty()) {
+    const double c = problem.c[static_cast<size_t>(row * shape.n + col)];
+    out.value += c;
+    out.magnitude += std::fabs(c);
   }
   return out;
 }
@@ -132,19 +155,21 @@ double error_bound(const GemmShape& shape, const ReferenceValue& reference) {
   return reference.magnitude * (in_block + between) + std::fabs(reference.value) * rounding + 1e-30;
 }
 
-HostProblem random_problem(const GemmShape& shape, std::vector<int32_t> groups, uint64_t seed) {
+HostProblem random_problem(const GemmShape& shape, std::vector<int32_t> groups, uint64_t seed,
+                           bool with_c) {
   HostProblem problem;
   problem.shape = shape;
   problem.groups = std::move(groups);
-  const int64_t rows = problem.num_rows(), k = shape.k;
-  const auto a = random_matrix(rows, k, 2 * seed + 1);
-  const auto b = random_matrix(int64_t{shape.num_groups} * shape.n, k, 2 * seed + 2);
+  const int64_t k = shape.k;
+  const auto a = random_matrix(int64_t{shape.m} * problem.num_a_slabs(), k, 2 * seed + 1);
+  const auto b = random_matrix(int64_t{problem.num_weights()} * shape.n, k, 2 * seed + 2);
+  if (with_c) problem.c = random_matrix(problem.num_rows(), shape.n, 2 * seed + 3);
   if (shape.mma == MmaKind::kBf16) {
     problem.a = to_bf16_bytes(a);
     problem.b = to_bf16_bytes(b);
     return problem;
   }
-  for (int64_t slab = 0; slab < problem.num_slabs(); ++slab) {
+  for (int64_t slab = 0; slab < problem.num_a_slabs(); ++slab) {
     const auto part = quantize_rows(std::span(a).subspan(static_cast<size_t>(slab * shape.m * k),
                                                          static_cast<size_t>(shape.m * k)),
                                     shape.m, k);
@@ -164,6 +189,14 @@ HostProblem random_problem(const GemmShape& shape, std::vector<int32_t> groups, 
     problem.b_values = std::move(*values);
     problem.b = std::move(packed->tiles);
     problem.b_scale = std::move(packed->row_scales);
+    return problem;
+  }
+  if (shape.mma == MmaKind::kFp8Rows) {
+    auto part = quantize_rows(b, shape.n, k);
+    CHECK(part.has_value());
+    CHECK_EQ(part->scale_stride, shape.n);
+    problem.b = std::move(part->values);
+    problem.b_scale = std::move(part->scales);
     return problem;
   }
   auto weight = quantize_weight(b, shape.num_groups, shape.n, k);

@@ -35,6 +35,8 @@ const char* name_of(MmaKind mma) {
       return "mxfp4";
     case MmaKind::kNvFp4:
       return "nvfp4";
+    case MmaKind::kFp8Rows:
+      return "fp8rows";
   }
   return "";
 }
@@ -51,6 +53,8 @@ const char* name_of(Grouping grouping) {
       return "prefixsum";
     case Grouping::kMasked:
       return "masked";
+    case Grouping::kAlongK:
+      return "alongk";
   }
   return "";
 }
@@ -61,7 +65,7 @@ bool groups_share_rows(const GemmShape& shape) {
 
 // Rows that one weight is likely to meet.
 int rows_per_group(const GemmShape& shape) {
-  if (shape.grouping == Grouping::kDense) return shape.m;
+  if (shape.grouping == Grouping::kDense || shape.grouping == Grouping::kAlongK) return shape.m;
   if (shape.grouping == Grouping::kMasked) {
     return shape.expected_m > 0 ? std::min(shape.expected_m, shape.m) : shape.m;
   }
@@ -86,7 +90,7 @@ void fit_stages(GemmConfig& config, const DeviceSpec& device) {
 void add_candidate(GemmConfig config, const DeviceSpec& device, std::vector<GemmConfig>& out) {
   const int free_rows = config.swap_ab ? 1 : config.waves();
   // Enough output buffers that a tile's store waits for nothing, where they cost no stage below 4.
-  for (const int chunks : {free_rows * config.tile_n / kStoreCols, 2, 1}) {
+  for (const int chunks : {free_rows * config.tile_n / config.store_cols(), 2, 1}) {
     if (chunks < 1) continue;
     config.store_chunks = config.stores_boxes() ? chunks : 1;
     fit_stages(config, device);
@@ -114,10 +118,12 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
         config.tile_n = tile_n;
         config.multicast = multicast;
         if (multicast == 2 && shape.n <= tile_n) continue;
-        if (tile_n < kStoreCols && tile_m > 128) continue;
+        if (tile_n < 64 && tile_m > 128) continue;
         if (fits_groups(tile_m)) add_candidate(config, device, out);
       }
     }
+    // Gradients have as many rows as columns: nothing to swap.
+    if (shape.mma == MmaKind::kFp8Rows || shape.grouping == Grouping::kAlongK) continue;
     for (const int tile_m : {8, 16, 24, 32, 48, 64, 96, 128}) {
       for (const int tile_n : {64, 128}) {
         for (const int ctas_per_sm : {1, 2}) {
@@ -154,7 +160,9 @@ struct CostModel {
   double one_wave = 1.1;              // more for FP8 tiles of two warpgroups that promote in step
   double weights_on_m = 1.07;         // more with swap_ab
   double smem_bytes_per_clock = 146;  // at that factor
+  double rows_two_waves = 1.27;       // more for 256 rows where each column has a scale
   double promotion = 2.8;             // of one float of each thread
+  double rows_promotion = 2.6;        // more where each column has a scale
   double fp8_wait = 68;               // for full stages, the first product, the last
   double pipelined_wait = 13;
   double bf16_wait = 27;
@@ -175,12 +183,14 @@ struct BlockClocks {
 };
 
 BlockClocks block_clocks(const GemmConfig& c, const CostModel& model) {
-  const bool fp8 = c.mma == MmaKind::kFp8;
+  const bool fp8 = is_fp8(c.mma);
   const double products = 2.0 * c.mma_n();  // of one wave: four wgmma of N/2 clocks
   const double waves = c.waves(), warpgroups = c.math_warpgroups();
   // Each wgmma reads 64 rows of its M side, unless they lie in registers, and its N side.
+  // A thread's share of a row's scales is as many bytes again as its N side.
+  const double n_reads = c.mma == MmaKind::kFp8Rows ? 2 : 1;
   const double read_rows = c.n_waves() > 1 ? warpgroups * (kMmaRows + waves * c.mma_n())
-                                           : warpgroups * waves * (kMmaRows + c.mma_n());
+                                           : warpgroups * waves * (kMmaRows + n_reads * c.mma_n());
   const double smem_bytes = (read_rows + c.tile_m + c.tile_n) * kStageRowBytes;
   const double copied_rows =
       (c.shares_b() ? c.tile_m + c.tile_n / c.multicast : c.tile_m / c.multicast + c.tile_n);
@@ -190,8 +200,11 @@ BlockClocks block_clocks(const GemmConfig& c, const CostModel& model) {
   const bool in_step = fp8 && warpgroups == 2 && waves == 1 && !c.pipelined();
   clocks.mma = std::max(products * waves * warpgroups, smem_bytes / model.smem_bytes_per_clock) *
                (fp8 ? model.mma_fp8 : model.mma_bf16) * (wide ? model.two_waves : 1) *
-               (in_step ? model.one_wave : 1) * (c.swap_ab ? model.weights_on_m : 1);
-  const double promotion = c.mma_n() / 2.0 * model.promotion;
+               (in_step ? model.one_wave : 1) *
+               (n_reads > 1 && waves > 1 ? model.rows_two_waves : 1) *
+               (c.swap_ab ? model.weights_on_m : 1);
+  const double promotion =
+      c.mma_n() / 2.0 * model.promotion * (c.mma == MmaKind::kFp8Rows ? model.rows_promotion : 1);
   clocks.chain = !fp8            ? products * waves + model.bf16_wait
                  : c.pipelined() ? std::max(products, promotion) + model.pipelined_wait
                                  : waves * (products + promotion + model.fp8_wait);
@@ -205,6 +218,7 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
                      double rows) {
   const CostModel model;
   const int groups = shape.grouping == Grouping::kDense ? 1 : shape.num_groups;
+  const bool along_k = shape.grouping == Grouping::kAlongK;
   const int cluster_m = c.shares_b() ? c.multicast : 1, cluster_n = c.multicast / cluster_m;
   const double m_units = std::ceil(std::ceil(rows / c.tile_m) / cluster_m) * groups;
   const double n_units = ceil_div(ceil_div(shape.n, c.tile_n), cluster_n);
@@ -217,8 +231,10 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   // CTAs that share an SM even out: their last round is as short as its work.
   const double worked_rounds = c.ctas_per_sm == 1 ? rounds : std::max(ctas / slots, 1.0);
   const double sharing = std::clamp(ctas / device.num_sms, 1.0, 1.0 * c.ctas_per_sm);
-  const double blocks =
-      std::ceil(static_cast<double>(shape.k) / c.k_per_stage() / (c.split_k ? c.segments : 1));
+  const double blocks = std::ceil(static_cast<double>(shape.k) / c.k_per_stage() /
+                                  (c.split_k ? c.segments
+                                   : along_k ? groups
+                                             : 1));
   const double clock = device.clock_ghz * 1e3;  // a microsecond's
 
   CandidateConfig out;
@@ -229,8 +245,9 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   out.chain_us = all_blocks * block.chain;
   out.copy_us = all_blocks * block.copy;
   const double elements = element_bytes(shape.mma);
-  const double bytes = rows * groups * shape.k * elements +
-                       static_cast<double>(groups) * shape.n * shape.k * elements +
+  const int operands = along_k ? 1 : groups;
+  const double bytes = rows * operands * shape.k * elements +
+                       static_cast<double>(operands) * shape.n * shape.k * elements +
                        rows * groups * shape.n * out_bytes(shape.out);
   out.dram_us = bytes / device.dram_bytes_per_ns / 1e3;
   out.fill = ctas / (rounds * slots);
@@ -245,6 +262,9 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
                        worked_rounds * tile_clocks * sharing / clock;
   out.us = device.launch_us + model.fill / clock + std::max(sm_us, out.dram_us) +
            model.beside * std::min(sm_us, out.dram_us);
+  // Walking over groups takes registers that the widest tiles do not have.
+  const bool walks = c.grouping == Grouping::kPrefixSum || c.grouping == Grouping::kMasked;
+  if (c.n_waves() > 1 && walks && rows >= kMinMulticastRows) out.us *= 1.14;
   // Wide tiles, and sharing an operand, have lost wherever few tokens were measured.
   if (c.n_waves() > 1 && rows < kMinMulticastRows) out.us *= 1.1;
   if (c.multicast > 1 && (c.swap_ab || rows < kMinMulticastRows)) out.us *= 3;
@@ -282,6 +302,20 @@ Status validate(const GemmShape& shape) {
   if (shape.num_groups < 1 || shape.num_groups > kMaxGroups) {
     return invalid("gemm: {} groups, expected 1 to {}", shape.num_groups, kMaxGroups);
   }
+  if (shape.mma == MmaKind::kFp8Rows && shape.grouping != Grouping::kDense &&
+      shape.grouping != Grouping::kAlongK) {
+    return invalid(
+        "gemm: rows of B with scales of their own, expected a dense product or one "
+        "along k");
+  }
+  if (shape.grouping == Grouping::kAlongK &&
+      (shape.out != OutKind::kF32 || has_fp4_weights(shape.mma) || shape.mma == MmaKind::kFp8)) {
+    return invalid("gemm: a product along k, expected fp8rows or bf16 with float output");
+  }
+  if ((shape.mma == MmaKind::kFp8Rows || shape.grouping == Grouping::kAlongK) &&
+      shape.segments > 1) {
+    return invalid("gemm: {} segments of a gradient, expected 1", shape.segments);
+  }
   if (shape.grouping == Grouping::kDense && shape.num_groups != 1) {
     return invalid("gemm: a dense product of {} groups, expected 1", shape.num_groups);
   }
@@ -303,12 +337,13 @@ Status validate(const GemmShape& shape) {
   }
   // The scheduler counts 8 x 64 tiles in 32 bits.
   const double tiles = std::ceil(shape.m / 8.0) * std::ceil(shape.n / 64.0) *
-                       (shape.grouping == Grouping::kMasked ? shape.num_groups : 1);
+                       (has_slabs(shape.grouping) ? shape.num_groups : 1);
   if (tiles > 2e9) return invalid("gemm: {} x {} has more tiles than 2^31", shape.m, shape.n);
   return {};
 }
 
 int reduction_segments(MmaKind mma, int num_groups, int n, int k) {
+  if (mma == MmaKind::kFp8Rows) return 1;
   const int64_t tiles = static_cast<int64_t>(ceil_div(n, 64)) * num_groups;
   const int blocks = k / (128 / element_bytes(mma));
   const int min_tiles = has_fp4_weights(mma)   ? kMinFilledTilesFp4
@@ -323,6 +358,7 @@ int reduction_segments(MmaKind mma, int num_groups, int n, int k) {
 }
 
 int segments_of(const GemmShape& shape) {
+  if (shape.grouping == Grouping::kAlongK) return 1;
   return shape.segments > 0 ? shape.segments
                             : reduction_segments(shape.mma, shape.num_groups, shape.n, shape.k);
 }
@@ -373,7 +409,9 @@ std::string reduction_order(const GemmShape& shape) {
     text += fmt::format("{} [{}, {})", s == 0 ? ":" : ",", segment_begin(blocks, segments, s),
                         segment_begin(blocks, segments, s + 1));
   }
-  return text + ". Blocks are added in order from zero, then segments in order.";
+  text += ". Blocks are added in order from zero, then segments in order";
+  if (shape.grouping == Grouping::kAlongK) text += "; each group's blocks alone";
+  return text + "; C last.";
 }
 
 Result<std::string> explain(const GemmShape& shape, const DeviceSpec& device, int count) {

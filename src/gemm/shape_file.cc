@@ -55,7 +55,8 @@ Result<MmaKind> mma_from_name(std::string_view name) {
   if (name == "bf16") return MmaKind::kBf16;
   if (name == "mxfp4") return MmaKind::kMxFp4;
   if (name == "nvfp4") return MmaKind::kNvFp4;
-  return invalid("mma: expected fp8, bf16, mxfp4 or nvfp4, got {}", name);
+  if (name == "fp8rows") return MmaKind::kFp8Rows;
+  return invalid("mma: expected fp8, bf16, mxfp4, nvfp4 or fp8rows, got {}", name);
 }
 
 Result<OutKind> out_from_name(std::string_view name) {
@@ -69,7 +70,9 @@ Result<Grouping> grouping_from_name(std::string_view name) {
   if (name == "row_index") return Grouping::kRowIndex;
   if (name == "prefix_sum") return Grouping::kPrefixSum;
   if (name == "masked") return Grouping::kMasked;
-  return invalid("grouping: expected dense, row_index, prefix_sum or masked, got {}", name);
+  if (name == "along_k") return Grouping::kAlongK;
+  return invalid("grouping: expected dense, row_index, prefix_sum, masked or along_k, got {}",
+                 name);
 }
 
 Result<std::vector<GemmShape>> parse_shapes(std::string_view text, std::string_view what) {

@@ -4,9 +4,9 @@
 //   [{"mma": "fp8", "n": 6144, "k": 4096, "max_m": 8192},
 //    {"mma": "bf16", "out": "f32", "n": 4096, "k": 4096, "max_m": 64},
 //    {"grouping": "masked", "groups": 16, "n": 4096, "k": 7168, "max_m": 1024}]
-// Keys: mma fp8 (default), bf16, mxfp4 or nvfp4; out bf16 (default) or f32; grouping dense
-// (default), row_index, prefix_sum or masked; n, k, max_m; groups (1), group_align (128), segments
-// (0: the weight's own plan).
+// Keys: mma fp8 (default), bf16, mxfp4, nvfp4 or fp8rows; out bf16 (default) or f32; grouping dense
+// (default), row_index, prefix_sum, masked or along_k; n, k, max_m; groups (1), group_align (128),
+// segments (0: the weight's own plan).
 
 #include <string_view>
 #include <vector>

@@ -74,6 +74,18 @@ std::vector<GemmShape> all_shapes() {
       }
     }
   }
+  for (const MmaKind mma : {MmaKind::kFp8Rows, MmaKind::kBf16}) {
+    for (const auto& [m, n] : {std::pair{2112, 7168}, {24576, 1536}, {100, 256}, {4096, 7168}}) {
+      shapes.push_back({.mma = mma, .out = OutKind::kF32, .m = m, .n = n, .k = 4096});
+      shapes.push_back({.mma = mma,
+                        .out = OutKind::kF32,
+                        .grouping = Grouping::kAlongK,
+                        .m = m,
+                        .n = n,
+                        .k = 32768,
+                        .num_groups = 8});
+    }
+  }
   return shapes;
 }
 
@@ -97,6 +109,19 @@ TEST(Validate, NamesWhatIsWrong) {
   EXPECT_THAT(objection([](auto& s) { s.grouping = Grouping::kRowIndex, s.group_align = 48; }),
               HasSubstr("multiple of the groups' alignment"));
   EXPECT_THAT(objection([](auto& s) { s.m = 1 << 30, s.n = 1 << 20; }), HasSubstr("2^31"));
+  const auto gradient = [](auto& s) {
+    s.mma = MmaKind::kFp8Rows, s.out = OutKind::kF32, s.grouping = Grouping::kAlongK;
+    s.num_groups = 3;
+  };
+  EXPECT_EQ(objection(gradient), "");
+  EXPECT_EQ(objection([&](auto& s) { gradient(s), s.mma = MmaKind::kBf16; }), "");
+  EXPECT_THAT(objection([&](auto& s) { gradient(s), s.mma = MmaKind::kFp8; }),
+              HasSubstr("expected fp8rows or bf16"));
+  EXPECT_THAT(objection([&](auto& s) { gradient(s), s.out = OutKind::kBf16; }),
+              HasSubstr("with float output"));
+  EXPECT_THAT(objection([&](auto& s) { gradient(s), s.segments = 2; }), HasSubstr("of a gradient"));
+  EXPECT_THAT(objection([&](auto& s) { gradient(s), s.grouping = Grouping::kMasked; }),
+              HasSubstr("expected a dense product or one along k"));
 }
 
 TEST(Plan, SegmentsBelongToTheWeight) {
@@ -153,7 +178,8 @@ TEST(Choice, EveryConfigurationFitsTheDeviceAndItsShape) {
 
 TEST(Choice, NoPredictionBeatsTheRoofline) {
   for (const GemmShape& shape : all_shapes()) {
-    const int groups = shape.grouping == Grouping::kDense ? 1 : shape.num_groups;
+    const bool once = shape.grouping == Grouping::kDense || shape.grouping == Grouping::kAlongK;
+    const int groups = once ? 1 : shape.num_groups;
     const double rows =
         shape.grouping == Grouping::kMasked ? double{1} * shape.expected_m * groups : shape.m;
     const double peak = has_fp8_tokens(shape.mma) ? 8192.0 : 4096.0;
@@ -287,6 +313,7 @@ TEST(Scheduler, EveryRowThatCountsIsCoveredOnceByItsWeight) {
       {Grouping::kPrefixSum, 256, 3, 128, {0, 0, 0}},
       {Grouping::kPrefixSum, 384, 3, 128, {400, 20, 384}},
       {Grouping::kMasked, 200, 5, 128, {0, 1, 200, 999, -3}},
+      {Grouping::kAlongK, 200, 5, 128, {0, 256, 130, 700, 1024}},
   };
   for (const GroupedCase& test : cases) {
     for (const auto& [tile_m, multicast, segments, grid] :
@@ -306,7 +333,7 @@ TEST(Scheduler, EveryRowThatCountsIsCoveredOnceByItsWeight) {
       params.num_groups = test.num_groups;
       params.groups = test.groups.data();
       params.group_align = test.group_align;
-      const int slabs = test.grouping == Grouping::kMasked ? test.num_groups : 1;
+      const int slabs = has_slabs(test.grouping) ? test.num_groups : 1;
       const int lanes = config.cluster();
       // By lane of the cluster, when the lanes do the same tiles (split), else all together.
       for (int lane = 0; lane < (config.split_k ? lanes : 1); ++lane) {
@@ -319,9 +346,11 @@ TEST(Scheduler, EveryRowThatCountsIsCoveredOnceByItsWeight) {
             for (Tile tile; tiles.next(config, params, tile);) {
               for (int r = tile.row; r < std::min(tile.row + tile_m, tile.row_end); ++r) {
                 for (int c = tile.col; c < std::min(tile.col + 64, params.n); ++c) {
-                  const auto at = static_cast<size_t>((tile.slab * test.m + r) * params.n + c);
+                  const auto at = static_cast<size_t>((tile.d_slab * test.m + r) * params.n + c);
                   ++count[at];
-                  weight[at] = tile.group;
+                  // Along k: the first column and the last.
+                  const bool along_k = test.grouping == Grouping::kAlongK;
+                  weight[at] = along_k ? tile.k_begin * 10000 + tile.k_end : tile.group;
                 }
               }
             }
@@ -346,6 +375,13 @@ TEST(Scheduler, EveryRowThatCountsIsCoveredOnceByItsWeight) {
             std::fill_n(expected.begin() + g * test.m, rows, g);
           }
         }
+        if (test.grouping == Grouping::kAlongK) {
+          const int columns[][2] = {{0, 0}, {0, 256}, {256, 256}, {256, 768}, {768, 1024}};
+          for (int g = 0; g < 5; ++g) {
+            std::fill_n(expected.begin() + g * test.m, test.m,
+                        columns[g][0] * 10000 + columns[g][1]);
+          }
+        }
         for (size_t row = 0; row < expected.size(); ++row) {
           for (int c = 0; c < params.n; ++c) {
             const size_t at = row * static_cast<size_t>(params.n) + static_cast<size_t>(c);
@@ -358,6 +394,19 @@ TEST(Scheduler, EveryRowThatCountsIsCoveredOnceByItsWeight) {
       }
     }
   }
+}
+
+TEST(Choice, GradientsNameWhatTheySum) {
+  const GemmShape shape = {.mma = MmaKind::kBf16,
+                           .out = OutKind::kF32,
+                           .grouping = Grouping::kAlongK,
+                           .m = 256,
+                           .n = 256,
+                           .k = 32768,
+                           .num_groups = 4};
+  EXPECT_EQ(segments_of(shape), 1) << "groups differ in length, and a gradient has rows enough";
+  EXPECT_THAT(reduction_order(shape), HasSubstr("each group's blocks alone; C last"));
+  EXPECT_FALSE(choose_config(shape, kH100)->swap_ab);
 }
 
 TEST(Fragment, AWarpgroupHoldsEveryElementOnce) {
@@ -399,6 +448,21 @@ TEST(Fragment, StoresPutEveryElementWhereItIsReadFrom) {
   for (int row = 0; row < 64; ++row) {
     for (int col = 0; col < 64; ++col) {
       ASSERT_EQ(box[static_cast<size_t>(element_at(row, col) / 2)], row * 64 + col);
+    }
+  }
+  // Floats: two boxes of 32 columns hold the same 64 columns.
+  std::vector<int> floats(64 * 32, -1);
+  for (int thread = 0; thread < 128; ++thread) {
+    for (int element = 0; element < 16; ++element) {
+      const int address = store_offset_f32(thread, element & ~1) + element % 2 * 4;
+      floats[static_cast<size_t>(address / 4)] =
+          fragment_row(thread, element) * 64 + fragment_col(thread, element);
+    }
+  }
+  for (int row = 0; row < 64; ++row) {
+    for (int col = 0; col < 32; ++col) {
+      const int address = swizzled(row, col / 4) + col % 4 * 4;
+      ASSERT_EQ(floats[static_cast<size_t>(address / 4)], row * 64 + col);
     }
   }
   constexpr int kTokens = 48;
@@ -444,6 +508,8 @@ TEST(SmemLayout, PartsAreAlignedAndDoNotOverlap) {
       EXPECT_LE(s.stage_bytes * c.num_stages, s.store);
       EXPECT_LE(s.store + s.store_bytes * c.math_warpgroups(), s.partial);
       EXPECT_LE(s.partial + s.partial_bytes * c.math_warpgroups(), s.scales);
+      EXPECT_EQ(s.b_scales % 128, 0);
+      EXPECT_LE(s.b_scales + s.scale_bytes - c.tile_m * 4, s.scale_stride);
       EXPECT_LE(s.scales + s.scale_stride * (has_fp8_tokens(c.mma) ? c.num_stages : 0), s.barriers);
       EXPECT_LE(s.barriers + (2 * c.num_stages + 2) * 8, s.total_bytes);
     }

@@ -35,6 +35,13 @@ VOLLEY_HD constexpr int store_offset(int warp, int lane, int col_pair) {
   return swizzled(row, 2 * col_pair + matrix / 2);
 }
 
+// Unswapped floats: the chunk is [64 rows][32 columns]; elements `element` and the next of a
+// thread.
+VOLLEY_HD constexpr int store_offset_f32(int thread, int element) {
+  const int col = fragment_col(thread, element);
+  return swizzled(fragment_row(thread, element), col / 4) + col % 4 * 4;
+}
+
 // Swapped: the chunk is [tile_m tokens][64 weights], written eight columns at a time by stmatrix.x2
 // with .trans: column of the fragment = row of memory. Lanes 0..15 name the addresses.
 VOLLEY_HD constexpr int store_offset_swapped(int warp, int lane, int octet) {

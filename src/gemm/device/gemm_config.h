@@ -13,7 +13,13 @@ enum class MmaKind : int {
   kBf16,   // bf16 x bf16, no scales
   kMxFp4,  // e4m3 (1x128 scales) x e2m1, a power of two for each 1x32 of B
   kNvFp4,  // e4m3 (1x128 scales) x e2m1, an e4m3 scale for each 1x16 of B and a float for all of it
+  kFp8Rows,  // e4m3 x e4m3, one float scale for each 1x128 of A and of B (weight gradients)
 };
+
+// B is e4m3.
+VOLLEY_HD constexpr bool is_fp8(MmaKind mma) {
+  return mma == MmaKind::kFp8 || mma == MmaKind::kFp8Rows;
+}
 
 // Weights packed as fp4_format.h says, decoded to e4m3 on the way to the tensor cores.
 VOLLEY_HD constexpr bool has_fp4_weights(MmaKind mma) {
@@ -32,7 +38,13 @@ enum class Grouping : int {
   kRowIndex,   // the group of each row, -1 for padding
   kPrefixSum,  // the end row of each group
   kMasked,     // a slab of rows for each group, and how many of them count
+  kAlongK,     // a product for each group of columns of A and B, and where each group ends
 };
+
+// D is a slab of m rows for each group.
+VOLLEY_HD constexpr bool has_slabs(Grouping grouping) {
+  return grouping == Grouping::kMasked || grouping == Grouping::kAlongK;
+}
 
 // One stage of the pipeline holds 128 bytes of K for every row: the width of the widest swizzle
 // and, for FP8, one quant_group.
@@ -50,7 +62,7 @@ inline constexpr int kFp4ProducerRegisters = 56;
 // FP4: of a math thread, beside its sums and its decoded weights.
 inline constexpr int kFp4OtherRegisters = 64;
 inline constexpr int kFp4DecodedBlocks = 2;  // blocks of decoded weights in shared memory
-inline constexpr int kStoreCols = 64;        // bf16 columns of one store box: 128 bytes
+inline constexpr int kStoreRowBytes = 128;   // of one store box, 64 rows high
 
 struct GemmConfig {
   MmaKind mma = MmaKind::kFp8;
@@ -66,7 +78,7 @@ struct GemmConfig {
   bool split_k = false;  // each segment on its own CTA of a cluster
   int multicast = 1;     // CTAs of a cluster that share an operand: see shares_b()
   int raster = 8;        // m tiles of a band; a band's tiles are visited column by column
-  int store_chunks = 1;  // 64x64 output chunks a warpgroup may have on their way to memory
+  int store_chunks = 1;  // output boxes a warpgroup may have on their way to memory
   int ctas_per_sm = 1;
 
   constexpr bool operator==(const GemmConfig&) const = default;
@@ -97,8 +109,9 @@ struct GemmConfig {
   VOLLEY_HD constexpr int k_per_stage() const { return has_fp8_tokens(mma) ? 128 : 64; }
   VOLLEY_HD constexpr bool fp4() const { return has_fp4_weights(mma); }
   // Whether output leaves through shared memory and the copy engine.
-  VOLLEY_HD constexpr bool stores_boxes() const {
-    return !swap_ab && out == OutKind::kBf16 && tile_n >= kStoreCols;
+  VOLLEY_HD constexpr bool stores_boxes() const { return !swap_ab && tile_n >= 64; }
+  VOLLEY_HD constexpr int store_cols() const {
+    return kStoreRowBytes / (out == OutKind::kBf16 ? 2 : 4);
   }
   VOLLEY_HD constexpr int cluster() const { return split_k ? segments : multicast; }
   // Segments that one CTA sums, and must keep apart.
@@ -112,7 +125,7 @@ struct GemmConfig {
   // their own. Two warpgroups with wide tiles do without: each one's work hides the other's.
   VOLLEY_HD constexpr bool pipelined() const {
     const int limit = ctas_per_sm == 1 ? 128 : 65536 / (ctas_per_sm * num_threads()) / 2;
-    return mma == MmaKind::kFp8 && waves() == 1 && mma_n() / 2 * (2 + sums()) <= limit;
+    return is_fp8(mma) && waves() == 1 && mma_n() / 2 * (2 + sums()) <= limit;
   }
   // Sums a thread holds apart, each of mma_n/2 floats: one for each wave, twice where segments are
   // summed one after the other.
@@ -141,14 +154,19 @@ struct GemmConfig {
     return moves_registers() ? kFp4MathRegisters : min_of(shared, 255);
   }
 
+  // All rows of A meet the same B.
+  VOLLEY_HD constexpr bool simple_rows() const {
+    return grouping == Grouping::kDense || grouping == Grouping::kAlongK;
+  }
+
   // Whether the kernel template takes this value.
   VOLLEY_HD constexpr bool valid() const {
     const bool m_ok = mma_m() == 64 || mma_m() == 128 || (mma_m() == 256 && !swap_ab);
     const bool n_ok = mma_n() >= 8 && mma_n() <= 256 && mma_n() % 8 == 0;
     const bool waves_ok = has_fp8_tokens(mma) || out == OutKind::kBf16 || waves() == 1;
     // Whole 64-column store boxes, or fewer columns and no box.
-    const bool wide_ok = swap_ab || tile_n % kStoreCols == 0 || tile_n < kStoreCols;
-    // One scale of B for a wave.
+    const bool wide_ok = swap_ab || tile_n % 64 == 0 || tile_n < 64;
+    // One scale of B for a wave; of kFp8Rows as many as registers hold.
     const bool scale_ok = mma == MmaKind::kBf16 || kQuantGroup % tile_n == 0 ||
                           (n_waves() == 2 && tile_n % kQuantGroup == 0 && mma_m() == 128);
     const bool share_ok = multicast == 1 || (multicast == 2 && !split_k && a_box_rows() % 8 == 0 &&
@@ -164,9 +182,13 @@ struct GemmConfig {
     const bool decoded_ok = !swap_ab && simple && tile_m == 256 && tile_n == 128 && segments == 1 &&
                             ctas_per_sm == 1 && num_stages >= 3;
     const bool fp4_ok = !fp4() || (multicast == 1 && (registers_ok || decoded_ok));
+    const bool rows_ok = mma != MmaKind::kFp8Rows || (!swap_ab && segments == 1 && simple_rows());
+    const bool along_k_ok =
+        grouping != Grouping::kAlongK || (!swap_ab && segments == 1 && out == OutKind::kF32 &&
+                                          (mma == MmaKind::kFp8Rows || mma == MmaKind::kBf16));
     return m_ok && n_ok && waves_ok && wide_ok && scale_ok && share_ok && split_ok && fp4_ok &&
-           segments >= 1 && segments <= 8 && num_stages >= 2 && raster >= 1 && store_chunks >= 1 &&
-           ctas_per_sm >= 1 && accumulator_floats() <= limit;
+           rows_ok && along_k_ok && segments >= 1 && segments <= 8 && num_stages >= 2 &&
+           raster >= 1 && store_chunks >= 1 && ctas_per_sm >= 1 && accumulator_floats() <= limit;
   }
 };
 
@@ -175,12 +197,13 @@ struct GemmConfig {
 struct SmemLayout {
   int a_bytes = 0;  // of one stage
   int b_bytes = 0;
-  int scale_bytes = 0;  // the floats that TMA brings
+  int scale_bytes = 0;  // the floats that TMA brings: of A's rows, then of B's
   int stage_bytes = 0;  // A, then B
   int decoded = 0;      // FP4, many tokens: kFp4DecodedBlocks of decoded_bytes
   int decoded_bytes = 0;
   int scales = 0;  // num_stages runs of scale_stride bytes
   int scale_stride = 0;
+  int b_scales = 0;     // in such a run
   int store = 0;        // output on its way to memory
   int store_bytes = 0;  // of one math warpgroup
   // Segments of this CTA's columns from its cluster, or, with FP4 weights, its own finished ones.
@@ -205,9 +228,10 @@ VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
     end += kFp4DecodedBlocks * s.decoded_bytes;
   }
   s.store = end;
-  if (c.out == OutKind::kBf16 && (c.swap_ab || c.stores_boxes())) {
-    // Swapped: [tile_m][64] bf16. Otherwise store_chunks boxes of [64][64] bf16.
-    s.store_bytes = c.swap_ab ? round_up(c.tile_m * 128, 1024) : c.store_chunks * kMmaRows * 128;
+  if (c.stores_boxes() || (c.swap_ab && c.out == OutKind::kBf16)) {
+    // Swapped: [tile_m][64] bf16. Otherwise store_chunks boxes of 64 rows.
+    s.store_bytes =
+        c.swap_ab ? round_up(c.tile_m * 128, 1024) : c.store_chunks * kMmaRows * kStoreRowBytes;
     end += s.store_bytes * c.math_warpgroups();
   }
   s.partial = end;
@@ -219,8 +243,10 @@ VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
   }
   s.scales = end;
   if (has_fp8_tokens(c.mma)) {
-    s.scale_bytes = c.tile_m * 4;
-    s.scale_stride = round_up(s.scale_bytes, 128);
+    const int b_rows = c.mma == MmaKind::kFp8Rows ? c.tile_n : 0;
+    s.scale_bytes = (c.tile_m + b_rows) * 4;
+    s.b_scales = round_up(c.tile_m * 4, 128);
+    s.scale_stride = s.b_scales + round_up(b_rows * 4, 128);
     end += s.scale_stride * c.num_stages;
   }
   s.barriers = end;
@@ -237,8 +263,10 @@ struct GemmParams {
   int num_groups;          // weights
   const unsigned char* b;  // FP4: packed tiles, which a map cannot describe
   const float* b_scale;    // [num_groups, ceil(n/128), k/128]; FP4: of each row; null for bf16
-  void* d;                 // [m, n], rows d_stride elements apart; masked: [num_groups, m, n]
+  void* d;                 // [m, n], rows d_stride elements apart; with slabs [num_groups, m, n]
   long long d_stride;
+  const float* c;  // null, or what the product is added to: as d, rows c_stride elements apart
+  long long c_stride;
   const int* groups;  // the grouping's device array; null when dense
   int group_align;    // rows: each group of a prefix sum begins at a multiple of it
   int weights_ready;  // not 0: B and b_scale may be read before the kernel in front has ended

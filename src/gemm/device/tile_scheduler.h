@@ -14,12 +14,15 @@ namespace volley::gemm {
 
 struct Tile {
   int group;    // which weight
-  int slab;     // which slab of A and D: the group when masked, else 0
+  int slab;     // which slab of A: the group when masked, else 0
+  int d_slab;   // which slab of D: also the group of a product along K
   int row;      // first token row, within the slab
   int row_end;  // rows from here on are not stored
   int col;      // first weight row
   bool live;    // false: nothing of it is stored; it only keeps its cluster company
   bool shared;  // with shares_b(): whether the cluster's tiles are of one weight
+  int k_begin;  // along K: the columns of A and B that count, multiples of 128; may be none
+  int k_end;
 };
 
 // Unit `unit` of `m_units` x `n_units`, as (m unit, n unit).
@@ -62,6 +65,7 @@ class TileScheduler {
         if (unit_ >= m_units * n_units_) return false;
         place(config, unit_, m_units, tile);
         tile.slab = 0;
+        tile.d_slab = 0;
         tile.row_end = params.m;
         tile.group = 0;
         tile.shared = true;
@@ -85,10 +89,17 @@ class TileScheduler {
       tile.live = tile.row < group_rows_;
       tile.shared = true;
       tile.group = group_;
-      const bool masked = config.grouping == Grouping::kMasked;
-      tile.slab = masked ? group_ : 0;
-      tile.row += masked ? 0 : group_first_;
-      tile.row_end = min_of(params.m, (masked ? 0 : group_first_) + group_rows_);
+      const bool slabs = has_slabs(config.grouping);
+      tile.d_slab = slabs ? group_ : 0;
+      tile.slab = tile.d_slab;
+      tile.row += slabs ? 0 : group_first_;
+      tile.row_end = min_of(params.m, (slabs ? 0 : group_first_) + group_rows_);
+      if (config.grouping == Grouping::kAlongK) {
+        tile.group = 0;
+        tile.slab = 0;
+        tile.k_begin = group_first_;
+        tile.k_end = max_of(round_up(group_end_, kQuantGroup), group_first_);
+      }
       unit_ += stride_;
       return true;
     }
@@ -132,6 +143,10 @@ class TileScheduler {
     const int value = params.groups[group_];
     if (config.grouping == Grouping::kMasked) {
       group_rows_ = min_of(max_of(value, 0), params.m);
+    } else if (config.grouping == Grouping::kAlongK) {
+      group_first_ = round_up(group_begin_, kQuantGroup);
+      group_end_ = min_of(max_of(value, group_begin_), params.k);
+      group_rows_ = params.m;
     } else {
       group_first_ = round_up(group_begin_, params.group_align);
       group_end_ = min_of(max_of(value, group_begin_), params.m);

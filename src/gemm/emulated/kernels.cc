@@ -59,6 +59,16 @@ constexpr std::array kConfigs = {
     GemmConfig{kMmaBf16, kOutBf16, kDense, false, 128, 64, 3, 4, false, 1, 2, 1, 1},
     GemmConfig{kMmaBf16, kOutBf16, kDense, true, 24, 128, 3, 4, true, 1, 2, 1, 1},
     GemmConfig{kMmaBf16, kOutF32, kDense, false, 64, 128, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutF32, kDense, true, 24, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutF32, kDense, false, 64, 32, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMmaBf16, kOutF32, kAlongK, false, 128, 128, 3, 1, false, 2, 2, 2, 1},
+    GemmConfig{kFp8Rows, kOutF32, kDense, false, 128, 128, 3, 1, false, 1, 2, 4, 1},
+    GemmConfig{kFp8Rows, kOutF32, kDense, false, 256, 128, 2, 1, false, 2, 2, 1, 1},
+    GemmConfig{kFp8Rows, kOutF32, kDense, false, 64, 32, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8Rows, kOutBf16, kDense, false, 64, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8Rows, kOutF32, kAlongK, false, 64, 64, 3, 1, false, 1, 2, 1, 1},
+    GemmConfig{kFp8Rows, kOutF32, kAlongK, false, 128, 128, 3, 1, false, 1, 2, 2, 1},
+    GemmConfig{kFp8Rows, kOutF32, kAlongK, false, 64, 128, 3, 1, false, 2, 4, 1, 1},
     GemmConfig{kMmaBf16, kOutBf16, kMasked, true, 32, 64, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kMmaBf16, kOutBf16, kPrefixSum, false, 64, 192, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kMxFp4, kOutBf16, kDense, true, 8, 64, 3, 1, false, 1, 2, 1, 2},
@@ -91,7 +101,8 @@ TensorMap kernel_map(const cuda::TensorMap& map) {
 template <size_t kIndex>
 Status run_one(const GemmCall& call, uint64_t seed) {
   const TensorMap a = kernel_map(call.a_map), b = kernel_map(call.b_map),
-                  scale = kernel_map(call.scale_map), d = kernel_map(call.d_map);
+                  scale = kernel_map(call.scale_map), b_scale = kernel_map(call.b_scale_map),
+                  d = kernel_map(call.d_map);
   return run_grid({.num_ctas = static_cast<int>(call.dims.num_ctas),
                    .cluster_size = static_cast<int>(call.dims.cluster_size),
                    .num_threads = static_cast<int>(call.dims.num_threads),
@@ -106,7 +117,7 @@ Status run_one(const GemmCall& call, uint64_t seed) {
                     } else if constexpr (kConfig.fp4()) {
                       run_fp4_gemm<kConfig>(a, scale, call.params);
                     } else {
-                      run_gemm<kConfig>(a, b, scale, d, call.params);
+                      run_gemm<kConfig>(a, b, scale, b_scale, d, call.params);
                     }
                   });
 }

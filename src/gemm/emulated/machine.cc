@@ -79,6 +79,7 @@ struct BoxStore {
   int cta;
   u32 smem;
   int x, y, z;
+  bool add;
 };
 
 struct Cta {
@@ -386,8 +387,16 @@ void Machine::execute(const BoxStore& store) {
   const int bytes = bytes_of(store.map);
   Cta& source = ctas_[static_cast<size_t>(store.cta)];
   walk_box(store.map, store.smem, store.x, store.y, store.z, [&](u32 offset, uint8_t* global) {
-    if (global != nullptr)
+    if (global == nullptr) return;
+    if (store.add) {
+      float was, more;
+      std::memcpy(&was, global, sizeof(was));
+      std::memcpy(&more, source.smem.data() + offset, sizeof(more));
+      const float sum = was + more;
+      std::memcpy(global, &sum, sizeof(sum));
+    } else {
       std::memcpy(global, source.smem.data() + offset, static_cast<size_t>(bytes));
+    }
   });
 }
 
@@ -588,8 +597,9 @@ void load_bytes(const void* global, u32 barrier, u32 smem, u32 bytes) {
                   0,
                   1U << machine->self().cta});
 }
-void store_box(const MapFields& map, u32 smem, int x, int y, int z) {
-  machine->self().stores.push_back({map, machine->self().cta, smem & kOffsetMask, x, y, z});
+void store_box(const MapFields& map, u32 smem, int x, int y, int z, bool add) {
+  if (add && bytes_of(map) != 4) machine->fail("only floats are added");
+  machine->self().stores.push_back({map, machine->self().cta, smem & kOffsetMask, x, y, z, add});
 }
 void wait_stores(int pending) {
   auto& stores = machine->self().stores;

@@ -70,7 +70,8 @@ void barrier_wait(u32 barrier, u32 parity);
 
 void load_box(const MapFields& map, u32 barrier, u32 smem, int x, int y, int z, u32 cta_mask);
 void load_bytes(const void* global, u32 barrier, u32 smem, u32 bytes);
-void store_box(const MapFields& map, u32 smem, int x, int y, int z);  // and commit
+// And commits it. `add`: floats, added to what is there.
+void store_box(const MapFields& map, u32 smem, int x, int y, int z, bool add);
 void wait_stores(int pending);
 
 void issue_wgmma(float* d, int n, u64 m_side, u64 n_side, bool accumulate);

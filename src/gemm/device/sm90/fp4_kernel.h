@@ -339,11 +339,7 @@ struct Fp4Kernel : GemmKernel<C> {
       if constexpr (C.split_k) this->add_segments(sum[0], me, partial_phase, !more);
 #pragma unroll
       for (int i = 0; i < kAccum; ++i) sum[0][i] = __fmul_rn(sum[0][i], row_scales[i % 4 / 2]);
-      if constexpr (C.out == OutKind::kF32) {
-        this->store_f32(sum, tile, me);
-      } else {
-        this->store_bf16_swapped(sum[0], tile, me);
-      }
+      this->store_directly(sum, tile, me);
       tile = next;
     }
   }

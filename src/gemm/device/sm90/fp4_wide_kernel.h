@@ -240,11 +240,7 @@ struct Fp4WideKernel : Fp4Kernel<C> {
       float sum[kWaves][kAccum];
       multiply_decoded(sum, ring, in, me);
       scale_columns(sum, tile, me);
-      if constexpr (C.out == OutKind::kF32) {
-        this->store_f32(sum, tile, me);
-      } else {
-        this->store_bf16(sum, d_map, tile, me, num_stored);
-      }
+      this->store(sum, d_map, tile, me, num_stored);
     }
     // Shared memory must outlive the copy engine's reads of it.
     if constexpr (C.stores_boxes()) {

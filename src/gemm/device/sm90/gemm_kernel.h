@@ -66,7 +66,8 @@ struct GemmKernel {
   static constexpr int kWaves = C.waves();
   static constexpr int kMathWarpgroups = C.math_warpgroups();
   static constexpr int kMathWarps = 4 * kMathWarpgroups;
-  static constexpr bool kFp8 = C.mma == MmaKind::kFp8;
+  static constexpr bool kFp8 = is_fp8(C.mma);
+  static constexpr bool kRows = C.mma == MmaKind::kFp8Rows;
   static constexpr int kPartialReady = 2 * C.num_stages;
   static constexpr int kPartialFree = kPartialReady + 1;
   static constexpr u32 kStageBytes = kSmem.stage_bytes + kSmem.scale_bytes;  // that TMA brings
@@ -102,12 +103,19 @@ struct GemmKernel {
   }
 
   __device__ __forceinline__ int num_blocks() const { return params.k / C.k_per_stage(); }
-  // The blocks of K that this CTA multiplies.
+  // The blocks of K that this CTA multiplies, of products that are not along K.
   __device__ __forceinline__ int first_block() const {
     return C.split_k ? segment_begin(num_blocks(), C.segments, rank) : 0;
   }
   __device__ __forceinline__ int end_block() const {
     return C.split_k ? segment_begin(num_blocks(), C.segments, rank + 1) : num_blocks();
+  }
+  // Of any.
+  __device__ __forceinline__ int first_block(const Tile& tile) const {
+    return C.grouping == Grouping::kAlongK ? tile.k_begin / C.k_per_stage() : first_block();
+  }
+  __device__ __forceinline__ int end_block(const Tile& tile) const {
+    return C.grouping == Grouping::kAlongK ? tile.k_end / C.k_per_stage() : end_block();
   }
 
   __device__ __forceinline__ void init_barriers() const {
@@ -173,12 +181,14 @@ struct GemmKernel {
   }
 
   __device__ __forceinline__ void produce(const TensorMap& a_map, const TensorMap& b_map,
-                                          const TensorMap& scale_map) const {
+                                          const TensorMap& scale_map,
+                                          const TensorMap& b_scale_map) const {
     TileScheduler tiles = scheduler();
     Ring ring;
     int num_early = load_weights_early(b_map);
     for (Tile tile; tiles.next(C, params, tile);) {
-      for (int block = first_block(); block < end_block(); ++block, ring.advance()) {
+      const int end = end_block(tile);
+      for (int block = first_block(tile); block < end; ++block, ring.advance()) {
         const int stage = ring.stage;
         if (num_early > 0) {
           --num_early;
@@ -190,6 +200,10 @@ struct GemmKernel {
         load_a(a_map, stage, block, tile);
         if constexpr (kFp8) {
           tma_load(scale_map, full(stage), stage_scales(stage), tile.row, block, tile.slab);
+        }
+        if constexpr (kRows) {
+          tma_load(b_scale_map, full(stage), stage_scales(stage) + kSmem.b_scales, tile.col, block,
+                   tile.group);
         }
       }
     }
@@ -263,13 +277,14 @@ struct GemmKernel {
   // sum += (a_scale * b_scale) * accum, the product of the scales rounded first, then one fused
   // multiply-add. Every configuration does exactly this.
   __device__ __forceinline__ void promote(float (&sum)[kAccum], const float (&accum)[kAccum],
-                                          const float* a_scales, float b_scale) const {
+                                          const float* a_scales, const float* b_scales) const {
 #pragma unroll
     for (int j = 0; j < kOctets; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         // Unswapped: one scale for rows +0 and +8. Swapped: one for each column of this thread.
         const float a_scale = C.swap_ab ? a_scales[2 * j + e % 2] : a_scales[e / 2];
+        const float b_scale = b_scales[kRows ? 2 * j + e % 2 : 0];
         sum[4 * j + e] = __fmaf_rn(__fmul_rn(a_scale, b_scale), accum[4 * j + e], sum[4 * j + e]);
       }
     }
@@ -281,7 +296,7 @@ struct GemmKernel {
   struct Raw {
     float accum[kAccum];
     float a_scales[C.swap_ab ? 2 * kOctets : 2];
-    float b_scale;
+    float b_scales[kRows ? 2 * kOctets : 1];
     int stage;
   };
 
@@ -293,6 +308,18 @@ struct GemmKernel {
       b.coming = fetch(b, block + 32 + me.lane);
     }
     return __shfl_sync(0xffffffffu, b.now, ahead);
+  }
+
+  // kFp8Rows: two for each octet of columns.
+  __device__ __forceinline__ void read_b_scales(float (&scales)[2 * kOctets], int stage,
+                                                const Thread& me) const {
+    const u32 columns = stage_scales(stage) + kSmem.b_scales + 4 * fragment_col(me.index, 0);
+#pragma unroll
+    for (int j = 0; j < kOctets; ++j) {
+      const float2 pair = load_shared_2(columns + 32 * j);
+      scales[2 * j] = pair.x;
+      scales[2 * j + 1] = pair.y;
+    }
   }
 
   // Multiplies blocks [begin, end) of one tile into sum, from zero.
@@ -319,10 +346,11 @@ struct GemmKernel {
                                                          const Thread& me) const {
     Raw even, odd;
     const auto start = [&](Raw& raw, int block) {
-      raw.b_scale = next_b_scale(b, first, block, me);
+      if constexpr (!kRows) raw.b_scales[0] = next_b_scale(b, first, block, me);
       raw.stage = ring.stage;
       mbarrier_wait(full(raw.stage), ring.phase);
       read_a_scales(raw.a_scales, raw.stage, 0, me);
+      if constexpr (kRows) read_b_scales(raw.b_scales, raw.stage, me);
       pin(raw.accum);
       wgmma_fence();
       multiply(raw.accum, m_side(raw.stage, me, 0), n_side(raw.stage), false);
@@ -332,8 +360,9 @@ struct GemmKernel {
     const auto finish = [&](Raw& raw) {
       pin(raw.accum);
       release(raw.stage, me);
-      promote(sum, raw.accum, raw.a_scales, raw.b_scale);
+      promote(sum, raw.accum, raw.a_scales, raw.b_scales);
     };
+    if (C.grouping == Grouping::kAlongK && begin == end) return;
     start(even, begin);
     int block = begin + 1;
 #pragma unroll 1
@@ -363,7 +392,8 @@ struct GemmKernel {
                                                       const Thread& me) const {
 #pragma unroll 1
     for (int block = begin; block < end; ++block, ring.advance()) {
-      const float b_scale = next_b_scale(b, first, block, me);
+      float b_scales[kRows ? 2 * kOctets : 1];
+      if constexpr (!kRows) b_scales[0] = next_b_scale(b, first, block, me);
       const int stage = ring.stage;
       mbarrier_wait(full(stage), ring.phase);
       float a_scales[kWaves][C.swap_ab ? 2 * kOctets : 2];
@@ -377,10 +407,13 @@ struct GemmKernel {
         multiply(accum, m_side(stage, me, w), n_side(stage), false);
         wgmma_commit();
         pin(accum);
+        // With two waves there are registers for them only once the products are done.
+        if constexpr (kRows && kWaves == 1) read_b_scales(b_scales, stage, me);
         wgmma_wait<0>();
         pin(accum);
+        if constexpr (kRows && kWaves > 1) read_b_scales(b_scales, stage, me);
         if (w == kWaves - 1) release(stage, me);
-        promote(sum[w], accum, a_scales[w], b_scale);
+        promote(sum[w], accum, a_scales[w], b_scales);
       }
     }
   }
@@ -437,7 +470,7 @@ struct GemmKernel {
             read_a_scales(a_scales, ring.stage, 0, me);
           }
         }
-        promote(sum[w], accum, now, b_scale);
+        promote(sum[w], accum, now, &b_scale);
       }
     }
   }
@@ -484,6 +517,13 @@ struct GemmKernel {
 #pragma unroll
     for (int w = 0; w < kWaves; ++w) pin(sum[w]);
     if (last_stage >= 0) release(last_stage, me);
+    if (C.grouping == Grouping::kAlongK && begin == end) {  // nothing was multiplied
+#pragma unroll
+      for (int w = 0; w < kWaves; ++w) {
+#pragma unroll
+        for (int i = 0; i < kAccum; ++i) sum[w][i] = 0.0f;
+      }
+    }
   }
 
   __device__ __forceinline__ void multiply_blocks(float (&sum)[kWaves][kAccum], Ring& ring,
@@ -499,8 +539,8 @@ struct GemmKernel {
   __device__ __forceinline__ void multiply_tile(float (&sum)[kWaves][kAccum], Ring& ring,
                                                 const Tile& tile, const Thread& me) const {
     BScales b[kBScales];
-    const int first = first_block();
-    if constexpr (kFp8) {
+    const int first = first_block(tile), end = end_block(tile);
+    if constexpr (kFp8 && !kRows) {
 #pragma unroll
       for (int w = 0; w < kBScales; ++w) {
         b[w].row = b_scale_row(tile, me.warpgroup, w);
@@ -508,7 +548,7 @@ struct GemmKernel {
       }
     }
     if constexpr (C.serial_segments() == 1) {
-      multiply_blocks(sum, ring, b, first, first, end_block(), me);
+      multiply_blocks(sum, ring, b, first, first, end, me);
     } else {
       float part[kWaves][kAccum];
 #pragma unroll
@@ -539,31 +579,45 @@ struct GemmKernel {
   // Epilogues
   // ----------------------------------------------------------------------------------------
 
-  // Boxes of 64x64 bf16 through shared memory to the copy engine, which clips them to D.
-  __device__ __forceinline__ void store_bf16(const float (&sum)[kWaves][kAccum],
-                                             const TensorMap& d_map, const Tile& tile,
-                                             const Thread& me, int& num_stored) const {
-    constexpr int kChunks = kN / kStoreCols;
+  // Boxes of 64 rows of 128 bytes through shared memory to the copy engine, which clips them to D.
+  // `add`: adds them to D.
+  __device__ __forceinline__ void store_boxes(const float (&sum)[kWaves][kAccum],
+                                              const TensorMap& d_map, const Tile& tile,
+                                              const Thread& me, int& num_stored, bool add) const {
+    constexpr int kCols = C.store_cols(), kChunks = kN / kCols;
 #pragma unroll
     for (int w = 0; w < kWaves; ++w) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const u32 chunk = smem + kSmem.store + me.warpgroup * kSmem.store_bytes +
-                          num_stored % C.store_chunks * (kMmaRows * 128);
+                          num_stored % C.store_chunks * (kMmaRows * kStoreRowBytes);
         ++num_stored;
         if (me.index == 0) tma_store_wait_read<C.store_chunks - 1>();
         warpgroup_barrier(1 + me.warpgroup);
+        if constexpr (C.out == OutKind::kF32) {
 #pragma unroll
-        for (int p = 0; p < kStoreCols / 16; ++p) {
-          const float* s = sum[w] + (c * kStoreCols / 16 + p) * 8;
-          store_matrices_x4(chunk + store_offset(me.warp, me.lane, p), pack_bf16(s[0], s[1]),
-                            pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
+          for (int i = 0; i < kCols / 2; i += 2) {
+            const float* s = sum[w] + c * (kCols / 2) + i;
+            store_shared_2(chunk + store_offset_f32(me.index, i), s[0], s[1]);
+          }
+        } else {
+#pragma unroll
+          for (int p = 0; p < kCols / 16; ++p) {
+            const float* s = sum[w] + (c * kCols / 16 + p) * 8;
+            store_matrices_x4(chunk + store_offset(me.warp, me.lane, p), pack_bf16(s[0], s[1]),
+                              pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
+          }
         }
         fence_to_async();
         warpgroup_barrier(1 + me.warpgroup);
         if (me.index == 0) {
-          tma_store(d_map, chunk, tile.col + wave_col(w) + c * kStoreCols,
-                    tile.row + wave_row(me.warpgroup, w), tile.slab);
+          const int x = tile.col + wave_col(w) + c * kCols;
+          const int y = tile.row + wave_row(me.warpgroup, w);
+          if (C.out == OutKind::kF32 && add) {
+            tma_add(d_map, chunk, x, y, tile.d_slab);
+          } else {
+            tma_store(d_map, chunk, x, y, tile.d_slab);
+          }
         }
       }
     }
@@ -573,7 +627,7 @@ struct GemmKernel {
   __device__ __forceinline__ void store_bf16_narrow(const float (&sum)[kWaves][kAccum],
                                                     const Tile& tile, const Thread& me) const {
     u16* d = static_cast<u16*>(params.d) +
-             static_cast<long long>(tile.slab) * params.m * params.d_stride;
+             static_cast<long long>(tile.d_slab) * params.m * params.d_stride;
 #pragma unroll
     for (int w = 0; w < kWaves; ++w) {
 #pragma unroll
@@ -609,7 +663,7 @@ struct GemmKernel {
     const int chunk = me.index % 8;
     const int col = tile.col + me.warpgroup * kMmaRows + chunk * 8;
     u16* d = static_cast<u16*>(params.d) +
-             static_cast<long long>(tile.slab) * params.m * params.d_stride;
+             static_cast<long long>(tile.d_slab) * params.m * params.d_stride;
     for (int token = me.index / 8; token < C.tile_m; token += kWarpgroup / 8) {
       const int row = tile.row + token;
       if (owns(token / 8, rank) && row < tile.row_end && col < params.n) {
@@ -622,7 +676,7 @@ struct GemmKernel {
   __device__ __forceinline__ void store_f32(const float (&sum)[kWaves][kAccum], const Tile& tile,
                                             const Thread& me) const {
     float* d = static_cast<float*>(params.d) +
-               static_cast<long long>(tile.slab) * params.m * params.d_stride;
+               static_cast<long long>(tile.d_slab) * params.m * params.d_stride;
 #pragma unroll
     for (int w = 0; w < kWaves; ++w) {
 #pragma unroll
@@ -645,6 +699,66 @@ struct GemmKernel {
           }
         }
       }
+    }
+  }
+
+  // sum = C + sum. Past L1: the kernel in front may have written C.
+  __device__ __forceinline__ void add_c(float (&sum)[kWaves][kAccum], const Tile& tile,
+                                        const Thread& me) const {
+    const float* c = params.c + static_cast<long long>(tile.d_slab) * params.m * params.c_stride;
+#pragma unroll
+    for (int w = 0; w < kWaves; ++w) {
+#pragma unroll
+      for (int i = 0; i < kAccum; i += 2) {
+        const int on_m = wave_row(me.warpgroup, w) + fragment_row(me.index, i);
+        const int on_n = wave_col(w) + fragment_col(me.index, i);
+        if (!owns(i / 4, rank)) continue;
+        float* s = sum[w] + i;
+        if constexpr (C.swap_ab) {
+          const int col = tile.col + on_m;
+          for (int e = 0; e < 2; ++e) {
+            const int row = tile.row + on_n + e;
+            if (row < tile.row_end && col < params.n) {
+              s[e] = __fadd_rn(__ldcg(c + row * params.c_stride + col), s[e]);
+            }
+          }
+        } else {
+          const int row = tile.row + on_m, col = tile.col + on_n;
+          if (row < tile.row_end && col < params.n) {
+            const float2 more =
+                __ldcg(reinterpret_cast<const float2*>(c + row * params.c_stride + col));
+            s[0] = __fadd_rn(more.x, s[0]);
+            s[1] = __fadd_rn(more.y, s[1]);
+          }
+        }
+      }
+    }
+  }
+
+  // The finished tile, + C, to D: by the copy engine,
+  __device__ __forceinline__ void store(float (&sum)[kWaves][kAccum], const TensorMap& d_map,
+                                        const Tile& tile, const Thread& me, int& num_stored) const {
+    if constexpr (C.stores_boxes()) {
+      bool add_in_place = false;
+      if constexpr (C.out == OutKind::kF32) {
+        add_in_place = params.c == params.d;
+        if (params.c != nullptr && !add_in_place) add_c(sum, tile, me);
+      }
+      store_boxes(sum, d_map, tile, me, num_stored, add_in_place);
+    } else {
+      store_directly(sum, tile, me);
+    }
+  }
+  // or by this thread.
+  __device__ __forceinline__ void store_directly(float (&sum)[kWaves][kAccum], const Tile& tile,
+                                                 const Thread& me) const {
+    if constexpr (C.out == OutKind::kF32) {
+      if (params.c != nullptr) add_c(sum, tile, me);
+      store_f32(sum, tile, me);
+    } else if constexpr (C.swap_ab) {
+      store_bf16_swapped(sum[0], tile, me);
+    } else {
+      store_bf16_narrow(sum, tile, me);
     }
   }
 
@@ -723,6 +837,9 @@ struct GemmKernel {
     int num_stored = 0;
     u32 partial_phase = 0;
     for (Tile tile; tiles.next(C, params, tile);) {
+      if (C.grouping == Grouping::kAlongK && tile.k_begin == tile.k_end && params.c == params.d) {
+        continue;  // an empty group leaves C as it is
+      }
       float sum[kWaves][kAccum];
       multiply_tile(sum, ring, tile, me);
       if constexpr (C.split_k) {
@@ -731,15 +848,7 @@ struct GemmKernel {
         add_segments(sum[0], me, partial_phase, !rest.next(C, params, next));
       }
       if (C.shares_b() && !tile.live) continue;
-      if constexpr (C.out == OutKind::kF32) {
-        store_f32(sum, tile, me);
-      } else if constexpr (C.swap_ab) {
-        store_bf16_swapped(sum[0], tile, me);
-      } else if constexpr (C.stores_boxes()) {
-        store_bf16(sum, d_map, tile, me, num_stored);
-      } else {
-        store_bf16_narrow(sum, tile, me);
-      }
+      store(sum, d_map, tile, me, num_stored);
     }
     // Shared memory must outlive the copy engine's reads of it.
     if constexpr (C.stores_boxes()) {
@@ -750,8 +859,8 @@ struct GemmKernel {
 
 template <GemmConfig C>
 __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap& b_map,
-                                         const TensorMap& scale_map, const TensorMap& d_map,
-                                         const GemmParams& params) {
+                                         const TensorMap& scale_map, const TensorMap& b_scale_map,
+                                         const TensorMap& d_map, const GemmParams& params) {
   static_assert(C.valid());
   extern __shared__ __align__(1024) unsigned char dynamic_smem[];
   const u32 smem = smem_address(dynamic_smem);
@@ -770,9 +879,10 @@ __device__ __forceinline__ void run_gemm(const TensorMap& a_map, const TensorMap
     if (threadIdx.x == C.math_warpgroups() * kWarpgroup) {
       prefetch_map(a_map);
       prefetch_map(b_map);
-      if constexpr (C.mma == MmaKind::kFp8) prefetch_map(scale_map);
+      if constexpr (is_fp8(C.mma)) prefetch_map(scale_map);
+      if constexpr (C.mma == MmaKind::kFp8Rows) prefetch_map(b_scale_map);
       if (!gemm.early_weights()) wait_for_kernel_in_front();
-      gemm.produce(a_map, b_map, scale_map);
+      gemm.produce(a_map, b_map, scale_map, b_scale_map);
     }
     __syncwarp();
   } else {

@@ -155,6 +155,17 @@ __device__ __forceinline__ void tma_store(const TensorMap& map, u32 smem, int x,
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
+// The same, added to what is there: floats, each sum rounded to nearest even (subnormals too, on an
+// H100).
+__device__ __forceinline__ void tma_add(const TensorMap& map, u32 smem, int x, int y, int z) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], "
+      "[%1];" ::"l"(&map),
+      "r"(smem), "r"(x), "r"(y), "r"(z)
+      : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
 // Waits until at most kPending of this thread's stores still read shared memory.
 template <int kPending>
 __device__ __forceinline__ void tma_store_wait_read() {
@@ -286,6 +297,9 @@ __device__ __forceinline__ void store_shared_4(u32 address, float a, float b, fl
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
                "f"(d)
                : "memory");
+}
+__device__ __forceinline__ void store_shared_2(u32 address, float a, float b) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
 }
 __device__ __forceinline__ float4 load_shared_4(u32 address) {
   float4 value;

@@ -52,6 +52,10 @@ inline float __fmaf_rn(float a, float b, float c) {
 inline float __ldg(const float* pointer) {
   return *pointer;
 }
+template <class T>
+T __ldcg(const T* pointer) {
+  return *pointer;
+}
 inline void __syncthreads() {
   emulated::sync_cta();
 }
@@ -131,7 +135,10 @@ inline void bulk_load(const void* global, u32 barrier, u32 smem, u32 bytes) {
   emulated::load_bytes(global, barrier, smem, bytes);
 }
 inline void tma_store(const TensorMap& map, u32 smem, int x, int y, int z) {
-  emulated::store_box(fields_of(map), smem, x, y, z);
+  emulated::store_box(fields_of(map), smem, x, y, z, false);
+}
+inline void tma_add(const TensorMap& map, u32 smem, int x, int y, int z) {
+  emulated::store_box(fields_of(map), smem, x, y, z, true);
 }
 template <int kPending>
 void tma_store_wait_read() {
@@ -214,6 +221,10 @@ inline uint2 load_shared_8(u32 address) {
 }
 inline void store_shared_4(u32 address, float a, float b, float c, float d) {
   const float4 value = {a, b, c, d};
+  emulated::write_shared(address, &value, sizeof(value));
+}
+inline void store_shared_2(u32 address, float a, float b) {
+  const float2 value = {a, b};
   emulated::write_shared(address, &value, sizeof(value));
 }
 inline void store_async_4(u32 address, float a, float b, float c, float d, u32 barrier) {
