@@ -2,6 +2,7 @@
 //
 //   gemm_bench [--json FILE] [--bundle FILE] [--filter TEXT,...] [--search N] [--skip-peer]
 //   [--bf16] [--mma fp8|bf16|mxfp4|nvfp4] [--gradients]
+//   gemm_bench --scoring [--json FILE] [--filter TEXT,...] [--search N] [--skip-peer]
 //
 // cold: median over launches, the L2 cache flushed before each; includes the events' own cost. rot:
 // launches back to back in a graph over operands that together exceed the L2 cache threefold, per
@@ -30,6 +31,7 @@
 #include "gemm/gemm.h"
 #include "gemm/kernel_text.h"
 #include "gemm/reference.h"
+#include "gemm/scoring_bench.h"
 #include "gemm/shape_file.h"
 #include "tensor/float_formats.h"
 
@@ -46,6 +48,7 @@ struct Options {
   int segments = 0;
   bool skip_peer = false;
   bool gradients = false;
+  bool scoring = false;
   MmaKind mma = MmaKind::kFp8;
 };
 
@@ -849,6 +852,8 @@ Result<Options> parse(int argc, char** argv) {
       options.skip_peer = true;
     } else if (word == "--gradients") {
       options.gradients = true;
+    } else if (word == "--scoring") {
+      options.scoring = true;
     } else if (word == "--bf16") {
       options.mma = MmaKind::kBf16;
     } else if (word == "--mma") {
@@ -856,7 +861,7 @@ Result<Options> parse(int argc, char** argv) {
     } else {
       return invalid(
           "unknown argument {}; expected --json FILE, --bundle FILE, --filter TEXT, "
-          "--search N, --segments N, --skip-peer, --bf16, --mma NAME, --gradients",
+          "--search N, --segments N, --skip-peer, --bf16, --mma NAME, --gradients, --scoring",
           word);
     }
   }
@@ -876,7 +881,12 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "gemm_bench: {}\n", options.error().message);
     return 2;
   }
-  const volley::Status status = volley::gemm::Bench(*options).run();
+  const volley::Status status =
+      options->scoring ? volley::gemm::run_scoring_bench({.json = options->json,
+                                                          .filter = options->filter,
+                                                          .search = options->search > 0,
+                                                          .skip_peer = options->skip_peer})
+                       : volley::gemm::Bench(*options).run();
   if (!status) {
     const bool no_device = status.error().kind == volley::ErrorKind::kUnsupported;
     fmt::print(stderr, "gemm_bench: {}{}\n", no_device ? "not run: " : "", status.error().message);

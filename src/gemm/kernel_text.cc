@@ -77,6 +77,14 @@ __device__ __forceinline__ void wgmma_a_in_registers(float (&d)[{}], const u32 (
   return text + "}  // namespace volley::gemm\n";
 }
 
+void add_device_headers(jit::KernelSource& source,
+                        const std::function<bool(std::string_view)>& wanted) {
+  for (auto header = device_headers_begin(); header != device_headers_end(); ++header) {
+    if (!wanted(header->first)) continue;
+    source.headers.push_back({std::string(header->first), std::string(header->second)});
+  }
+}
+
 jit::KernelSource kernel_source(const GemmConfig& config) {
   jit::KernelSource source;
   source.name = config_name(config);
@@ -95,14 +103,11 @@ extern "C" __global__ void __launch_bounds__({}, {})
 )",
       body.header, config.num_threads(), config.ctas_per_sm, kKernelEntry, body.function,
       initializer(config), body.arguments);
-  for (auto header = device_headers_begin(); header != device_headers_end(); ++header) {
+  add_device_headers(source, [&](std::string_view name) {
     // Only what can be in its closure.
-    if (!config.fp4() && header->first.find("fp4_") != std::string_view::npos &&
-        header->first.ends_with("kernel.h")) {
-      continue;
-    }
-    source.headers.push_back({std::string(header->first), std::string(header->second)});
-  }
+    const bool fp4_kernel = name.find("fp4_") != name.npos && name.ends_with("kernel.h");
+    return (config.fp4() || !fp4_kernel) && name.find("scoring_") == name.npos;
+  });
   source.headers.push_back(
       {"gemm/device/sm90/wgmma_instruction.h", wgmma_header(config.mma, config.mma_n())});
   return source;

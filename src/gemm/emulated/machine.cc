@@ -73,6 +73,7 @@ struct BoxLoad {
   u32 barrier, smem;
   int x, y, z;
   u32 mask;
+  bool bulk = false;  // a plain run of bytes
 };
 struct BoxStore {
   MapFields map;
@@ -353,7 +354,7 @@ void walk_box(const MapFields& map, u32 smem, int x, int y, int z, Visit&& visit
 }
 
 void Machine::execute(const BoxLoad& load) {
-  const u32 alignment = load.map.swizzle != 0 ? 1024 : 128;
+  const u32 alignment = load.map.swizzle != 0 ? 1024 : load.bulk ? 16 : 128;
   if ((load.smem & kOffsetMask) % alignment != 0) {
     if (failure_.empty())
       failure_ = fmt::format("a copy to {:#x}, not aligned to {}", load.smem, alignment);
@@ -595,7 +596,8 @@ void load_bytes(const void* global, u32 barrier, u32 smem, u32 bytes) {
                   0,
                   0,
                   0,
-                  1U << machine->self().cta});
+                  1U << machine->self().cta,
+                  true});
 }
 void store_box(const MapFields& map, u32 smem, int x, int y, int z, bool add) {
   if (add && bytes_of(map) != 4) machine->fail("only floats are added");

@@ -42,6 +42,11 @@ __device__ __forceinline__ void warpgroup_barrier(int id) {
   asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
 }
 
+// Some warps' own barrier, of `num_threads` threads.
+__device__ __forceinline__ void named_barrier(int id, int num_threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
+}
+
 // Programmatic dependent launch: the next kernel's CTAs may start where there is room; and wait
 // until the kernel in front has ended and its writes are visible.
 __device__ __forceinline__ void launch_dependents() {
@@ -189,6 +194,16 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 address) {
   return kSwizzle128B | kRowGroupStride | kLeadingStride | ((address & 0x3FFFF) >> 4);
 }
 
+// The same descriptor's low half, and the descriptor of one: the high half is the same for all, so
+// that stepping through tiles and along K is arithmetic on 32 bits. A step is in units of 16 bytes.
+__device__ __forceinline__ u32 matrix_descriptor_low(u32 address) {
+  return static_cast<u32>(matrix_descriptor(address));
+}
+__device__ __forceinline__ u64 matrix_descriptor_of(u32 low) {
+  constexpr u64 kHigh = 1ull << 62 | static_cast<u64>(1024 >> 4) << 32;
+  return kHigh | low;
+}
+
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -213,9 +228,24 @@ __device__ __forceinline__ void pin(u32 (&values)[kSize]) {
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(values[i])::"memory");
 }
 
+// Keeps the compiler from computing a pointer anew.
+__device__ __forceinline__ void pin(float*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
+__device__ __forceinline__ void store_global(float* pointer, float value) {
+  asm volatile("st.global.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(pointer)), "f"(value)
+               : "memory");
+}
+
 // Byte i of the result is byte (selector >> 4i & 7) of `high:low`; bit 3 of each nibble is 0.
 __device__ __forceinline__ u32 permute_bytes(u32 low, u32 high, u32 selector) {
   return __byte_perm(low, high, selector);
+}
+// The same; where bit 3 of a nibble is set, the byte's sign bit is copied over the byte.
+__device__ __forceinline__ u32 permute_bytes_signed(u32 low, u32 high, u32 selector) {
+  u32 result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(low), "r"(high), "r"(selector));
+  return result;
 }
 // value | (bits & mask), in one operation.
 __device__ __forceinline__ u32 or_masked(u32 value, u32 bits, u32 mask) {
@@ -242,6 +272,20 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   u32 packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// Two floats as e4m3, rounded to nearest even, at most 448; `low` in the low byte.
+__device__ __forceinline__ u32 pack_e4m3(float low, float high) {
+  u16 packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// max(value, 0); NaN stays NaN.
+__device__ __forceinline__ float relu(float value) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(value));
+  return result;
 }
 
 __device__ __forceinline__ void store_matrices_x4(u32 address, u32 a, u32 b, u32 c, u32 d) {
@@ -292,6 +336,24 @@ __device__ __forceinline__ uint2 load_shared_8(u32 address) {
                : "r"(address)
                : "memory");
   return value;
+}
+__device__ __forceinline__ u32 load_shared_word(u32 address) {
+  u32 value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ u32 load_shared_byte(u32 address) {
+  u32 value;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_shared_word(u32 address, u32 value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void store_shared_16(u32 address, const uint4& value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
 }
 __device__ __forceinline__ void store_shared_4(u32 address, float a, float b, float c, float d) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),

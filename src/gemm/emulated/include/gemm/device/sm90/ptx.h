@@ -49,6 +49,12 @@ inline float __fadd_rn(float a, float b) {
 inline float __fmaf_rn(float a, float b, float c) {
   return std::fma(a, b, c);
 }
+inline float __int_as_float(int bits) {
+  return std::bit_cast<float>(bits);
+}
+inline u32 __float_as_uint(float value) {
+  return std::bit_cast<u32>(value);
+}
 inline float __ldg(const float* pointer) {
   return *pointer;
 }
@@ -100,6 +106,10 @@ inline void warpgroup_barrier(int id) {
   emulated::sync_named(id, 128);
 }
 
+inline void named_barrier(int id, int num_threads) {
+  emulated::sync_named(id, num_threads);
+}
+
 inline void launch_dependents() {}
 inline void wait_for_kernel_in_front() {}
 
@@ -149,6 +159,12 @@ inline void fence_to_async() {}
 inline u64 matrix_descriptor(u32 address) {
   return 1ull << 62 | static_cast<u64>(1024 >> 4) << 32 | 1ull << 16 | (address & 0x3FFFF) >> 4;
 }
+inline u32 matrix_descriptor_low(u32 address) {
+  return static_cast<u32>(matrix_descriptor(address));
+}
+inline u64 matrix_descriptor_of(u32 low) {
+  return 1ull << 62 | static_cast<u64>(1024 >> 4) << 32 | low;
+}
 inline void wgmma_fence() {}
 inline void wgmma_commit() {
   emulated::commit_wgmma();
@@ -161,6 +177,10 @@ template <int kSize>
 void pin(float (&)[kSize]) {}
 template <int kSize>
 void pin(u32 (&)[kSize]) {}
+inline void pin(float*&) {}
+inline void store_global(float* pointer, float value) {
+  *pointer = value;
+}
 inline u32 permute_bytes(u32 low, u32 high, u32 selector) {
   const u64 bytes = static_cast<u64>(high) << 32 | low;
   u32 result = 0;
@@ -171,6 +191,9 @@ inline u32 permute_bytes(u32 low, u32 high, u32 selector) {
     result |= (sign ? (byte >= 0x80 ? 0xFFU : 0U) : byte) << (8 * i);
   }
   return result;
+}
+inline u32 permute_bytes_signed(u32 low, u32 high, u32 selector) {
+  return permute_bytes(low, high, selector);
 }
 inline u32 or_masked(u32 value, u32 bits, u32 mask) {
   return value | (bits & mask);
@@ -186,6 +209,12 @@ void claim_registers() {
 
 inline u32 pack_bf16(float low, float high) {
   return float_to_bf16(low) | static_cast<u32>(float_to_bf16(high)) << 16;
+}
+inline u32 pack_e4m3(float low, float high) {
+  return float_to_e4m3(low) | static_cast<u32>(float_to_e4m3(high)) << 8;
+}
+inline float relu(float value) {
+  return value < 0 ? 0.0F : value + 0.0F;  // -0 becomes 0
 }
 inline void store_matrices_x4(u32 address, u32 a, u32 b, u32 c, u32 d) {
   const u32 registers[] = {a, b, c, d};
@@ -218,6 +247,18 @@ inline float4 load_shared_4(u32 address) {
 }
 inline uint2 load_shared_8(u32 address) {
   return read_as<uint2>(address);
+}
+inline u32 load_shared_word(u32 address) {
+  return read_as<u32>(address);
+}
+inline u32 load_shared_byte(u32 address) {
+  return read_as<uint8_t>(address);
+}
+inline void store_shared_word(u32 address, u32 value) {
+  emulated::write_shared(address, &value, sizeof(value));
+}
+inline void store_shared_16(u32 address, const uint4& value) {
+  emulated::write_shared(address, &value, sizeof(value));
 }
 inline void store_shared_4(u32 address, float a, float b, float c, float d) {
   const float4 value = {a, b, c, d};
