@@ -161,7 +161,7 @@ class TargetRunner {
     std::vector<int32_t> output_rows(n);
     std::iota(output_rows.begin(), output_rows.end(), 0);
     model_->set_taps(taps);
-    model_->logits(model_->forward(rows, output_rows, *kv, &hidden.view()), logits);
+    model_->logits(model_->forward(rows, output_rows, *kv, {output_rows, hidden.view()}), logits);
     return {to_floats(logits), to_floats(hidden)};
   }
 

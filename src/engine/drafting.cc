@@ -30,6 +30,10 @@ DraftPlannerConfig Engine::planner_config() const {
           .extra_drafts = kExtraDrafts};
 }
 
+void Engine::observe_cost(CostTable& table, int num_rows, double seconds) {
+  table.observe(num_rows, pace_.at_usual(table.estimate(num_rows), seconds));
+}
+
 // Of this step's draft pass.
 int Engine::draft_cost_rows() const {
   int num_drafts = 0;
@@ -104,6 +108,18 @@ void Engine::choose_draft_lengths() {
       std::any_of(draft_candidates_.begin(), draft_candidates_.end(),
                   [](const DraftCandidate& candidate) { return candidate.length > 0; });
   crowd_watch_.record(num_live(), static_cast<int>(draft_candidates_.size()), drafts);
+}
+
+// What came of this step's drafts.
+void Engine::tell_planner() {
+  const bool decodes_only = std::all_of(items_.begin(), items_.end(),
+                                        [](const Item& item) { return item.plan.num_known == 1; });
+  if (draft_rows_.empty() || !decodes_only) return;
+  size_t num_tokens = 0;
+  for (const Item& item : items_) num_tokens += item.sequence->fresh.size();
+  draft_planner_.observe(
+      static_cast<double>(num_tokens),
+      draft_cost_.estimate(draft_cost_rows()) + verify_cost_.estimate(verify_rows_.num_rows()));
 }
 
 // Brings the drafter's context up to num_computed.
@@ -184,32 +200,35 @@ void Engine::draft_blocks() {
   inject_pending_together();
   if (draft_rows_.empty()) return;
   propose(drafter_->draft(draft_rows_, output_rows_, *draft_kv_));
-  if (usual) draft_cost_.observe(draft_cost_rows(), now_s() - start);
+  if (usual) observe_cost(draft_cost_, draft_cost_rows(), now_s() - start);
 }
 
 // Turns the drafter's hidden states, one row a draft, into proposals.
 void Engine::propose(const TensorView& hidden) {
   bool any_graded = false;
+  bool all_graded = true;
   bool all_argmax = true;
   for (const Item& item : items_) {
     if (item.plan.num_drafts == 0) continue;
     const Sequence& sequence = *item.sequence;
     any_graded |= sequence.graded();
+    all_graded &= sequence.graded();
     all_argmax &= sequence.greedy() ||
                   (!sequence.filter && sequence.request.draft_sampling == DraftSampling::kArgmax);
   }
   const auto num_rows = static_cast<size_t>(hidden.rows);
   const std::span<int32_t> ids = std::span(argmax_ids_).first(num_rows);
+  const std::span<int32_t> candidates = std::span(candidates_).first(num_rows * kCandidates);
+  const std::span<float> probabilities = std::span(probabilities_).first(num_rows * kCandidates);
   const bool argmax_alone = all_argmax && !any_graded;
   if (argmax_alone) {
     drafter_->argmax(hidden, ids);
+  } else if (all_graded) {
+    drafter_->candidates(hidden, candidates, probabilities);
   } else {
     const TensorView logits = draft_logits_.first_rows(hidden.rows);
     drafter_->logits(hidden, logits);
-    if (any_graded) {
-      ops_.top_candidates(logits, std::span(candidates_).first(num_rows * kCandidates),
-                          std::span(probabilities_).first(num_rows * kCandidates));
-    }
+    if (any_graded) ops_.top_candidates(logits, candidates, probabilities);
   }
   int first_row = 0;
   for (Item& item : items_) {
@@ -359,15 +378,15 @@ std::span<const float> Engine::draft_logits_row(int row) {
   return draft_row_;
 }
 
-// Keeps rows [first_tap_row, first_tap_row + num_rows) of this step's taps for the drafter. A
-// decoding sequence's wait for its next draft; when the buffer is full, or for a prompt's many
-// rows, they are injected before the step ends.
+// Keeps rows [first_tap_row, first_tap_row + num_rows) of this step's taps for the drafter. Those
+// of a sequence that drafts, which will soon want them, and those of prompts are injected together
+// at the end of the step; others wait until their sequence drafts again, or their buffer is full.
 void Engine::keep_target_hidden(Sequence& sequence, int first_tap_row, int num_rows) {
   if (!sequence.uses_drafter()) return;
   ScheduledSequence& scheduled = *sequence.scheduled;
   const TensorView rows = target_hidden_.view().row_range(first_tap_row, num_rows);
   const auto num_pending = static_cast<int>(scheduled.num_computed - scheduled.num_injected);
-  if (num_pending + num_rows <= kPendingHiddenRows) {
+  if (sequence.guess.empty() && num_pending + num_rows <= kPendingHiddenRows) {
     ops_.copy(rows, sequence.hidden.view().row_range(num_pending, num_rows));
     return;
   }
@@ -375,10 +394,14 @@ void Engine::keep_target_hidden(Sequence& sequence, int first_tap_row, int num_r
     inject_kept();
     inject_pending(sequence);
   }
-  // Prompts stand together in a step: one pass for all of them.
-  const bool follows = first_tap_row == first_kept_row_ + kept_rows_.num_rows();
-  if (!follows) inject_kept();
+  if (first_tap_row != first_kept_row_ + kept_rows_.num_rows() && num_rows > kPendingHiddenRows)
+    inject_kept();
   if (kept_rows_.empty()) first_kept_row_ = first_tap_row;
+  // A few rows close ranks with those kept before: nobody wants what lies between any more. One by
+  // one, since they may move by less than their number.
+  const int first = first_kept_row_ + kept_rows_.num_rows();
+  for (int i = 0; i < num_rows && first < first_tap_row; ++i)
+    ops_.copy(rows.row_range(i, 1), target_hidden_.view().row_range(first + i, 1));
   kept_rows_.begin_sequence(scheduled.pages.data());
   for (int i = 0; i < num_rows; ++i) kept_rows_.add(0, scheduled.num_computed + i);
   scheduled.num_injected = scheduled.num_computed + num_rows;

@@ -139,11 +139,6 @@ class Engine {
   // Statistics of a request that is live or ended in the last step; nullptr for others.
   const SpeculationStats* stats(RequestId id) const;
 
-  // Milliseconds of a pass as measured so far: the target's over n rows, the drafter's over blocks
-  // of n rows in all (its context and proposals included).
-  double verify_ms(int num_rows) const { return 1e3 * verify_cost_.estimate(num_rows); }
-  double draft_ms(int num_rows) const { return 1e3 * draft_cost_.estimate(num_rows); }
-
  private:
   struct Sequence;
   struct Branch;
@@ -164,6 +159,7 @@ class Engine {
   int num_live() const {
     return std::min(static_cast<int>(sequences_.size()), config_.max_num_seqs);
   }
+  void observe_cost(CostTable& table, int num_rows, double seconds);
   int draft_cost_rows() const;
   void choose_who_rests();
   void choose_draft_lengths();
@@ -172,6 +168,7 @@ class Engine {
   void detach(Sequence& sequence);
   void inject_pending(Sequence& sequence);
   void inject_pending_together();
+  void tell_planner();
   void draft_blocks();
   void propose(const TensorView& hidden);
   void propose_from_logits(Item& item, int first_row);
@@ -233,7 +230,8 @@ class Engine {
   std::vector<Sequence*> bidders_;  // of bids_
   std::vector<StepOutput> outputs_;
 
-  CostTable verify_cost_;
+  Pace pace_;
+  CostTable verify_cost_;  // at the usual pace, as is draft_cost_
   CostTable draft_cost_;
   DraftPlanner draft_planner_;
   CrowdWatch crowd_watch_;

@@ -41,6 +41,11 @@ class DflashDrafter {
   }
   // Most likely tokens, as ids of the target's vocabulary.
   void argmax(const TensorView& hidden, std::span<int32_t> token_ids);
+  // The most likely tokens of the drafter's own vocabulary, as Ops::top_candidates() of its logits.
+  void candidates(const TensorView& hidden, std::span<int32_t> token_ids,
+                  std::span<float> probabilities) {
+    ops_.matmul_candidates(hidden, *lm_head_, token_ids, probabilities);
+  }
 
   // The target's id of each token of the draft vocabulary; empty where they are the same.
   std::span<const int32_t> target_ids() const { return target_ids_; }

@@ -118,13 +118,14 @@ inline void gather_rows(const TensorView& x, std::span<const int32_t> row_ids,
   for (int32_t row_id : row_ids) CHECK(row_id >= 0 && row_id < x.rows);
 }
 
-inline int top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
+// -> k
+inline int top_candidates(int64_t num_rows, std::span<int32_t> token_ids,
                           std::span<float> probabilities) {
   CHECK_EQ(token_ids.size(), probabilities.size());
-  if (logits.rows == 0) return 0;
+  if (num_rows == 0) return 0;
   const auto count = static_cast<int64_t>(token_ids.size());
-  CHECK_EQ(count % logits.rows, 0);
-  const int64_t k = count / logits.rows;
+  CHECK_EQ(count % num_rows, 0);
+  const int64_t k = count / num_rows;
   CHECK(k >= 1 && k <= Ops::kMaxCandidates);
   return static_cast<int>(k);
 }

@@ -174,6 +174,10 @@ class Ops {
   virtual void top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
                               std::span<float> probabilities) = 0;
 
+  // The same of the logits a w^T, which are not written.
+  virtual void matmul_candidates(const TensorView& a, const PackedMatrix& w,
+                                 std::span<int32_t> token_ids, std::span<float> probabilities) = 0;
+
   // token_ids[i] = argmax_n (a[i] w[n]^T), the lowest n on a tie; logits are not written. Equals
   // argmax over matmul(a, w) bit for bit.
   virtual void matmul_argmax(const TensorView& a, const PackedMatrix& w,

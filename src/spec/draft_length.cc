@@ -69,6 +69,19 @@ void CostTable::fit() const {
   for (int past = 1; rows <= max_rows; ++rows, ++past) estimates_[rows] = last + slope * past;
 }
 
+double Pace::at_usual(double expected_s, double seconds) {
+  // Faster to follow than the medians of CostTable, so that these keep their place; yet a single
+  // pass that took ten times as long says little.
+  constexpr double kGain = 0.3;
+  constexpr double kMostStep = 0.3;
+  if (!(seconds > 0)) return seconds;
+  if (expected_s > 0) {
+    const double error = std::log(seconds / expected_s) - log_slowness_;
+    log_slowness_ += kGain * std::clamp(error, -kMostStep, kMostStep);
+  }
+  return seconds * std::exp(-log_slowness_);
+}
+
 SurvivalEstimate::SurvivalEstimate(int max_length, double memory_cycles)
     : decay_(1 - 1 / memory_cycles),
       // The prior is one optimistic cycle: the first drafts of a request are worth trying.
@@ -184,7 +197,13 @@ double DraftPlanner::promise(int num_sequences, const SurvivalEstimate& survival
       best = std::max(best, tokens * plain_s / cycle_s);
     }
   }
-  return best;
+  return best * kept_share_;
+}
+
+void DraftPlanner::observe(double num_tokens, double cycle_s) {
+  if (promised_rate_ <= 0 || !(cycle_s > 0)) return;
+  const double kept = num_tokens / cycle_s / promised_rate_;
+  kept_share_ = std::clamp(kept_share_ + (kept - kept_share_) / 64, 0.75, 1.5);
 }
 
 // The tokens per second that blocks of this size promise; bids_ say who drafts how many.
@@ -206,6 +225,7 @@ int DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
                          const CostTable& draft_cost, const CostTable& verify_cost) {
   const Costs costs = {draft_cost, verify_cost};
   const int whole = config_.block_sizes.back();
+  promised_rate_ = 0;
   size_t num_steps = 0;
   for (DraftCandidate& candidate : candidates) {
     candidate.length = 0;
@@ -245,7 +265,9 @@ int DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
     if (i == explored) break;
   }
   ++drafted_steps_;
-  if (best_rate > (1 + config_.margin) * num_rows / plain_s && explored < num_sizes) {
+  const bool pays = kept_share_ * best_rate > (1 + config_.margin) * num_rows / plain_s;
+  if (pays && explored < num_sizes) {
+    promised_rate_ = explored < 0 ? best_rate : 0;
     plain_steps_ = 0;
     plain_s_ = 0;
     retry_left_out(candidates, block_size);
@@ -255,6 +277,7 @@ int DraftPlanner::choose(std::span<DraftCandidate> candidates, int num_others,
   for (DraftCandidate& candidate : candidates) candidate.length = 0;
   ++plain_steps_;
   plain_s_ += plain_s;
+  kept_share_ += (1 - kept_share_) / 1024;  // what is not seen is forgotten
   block_size = block_for(config_.probe_length);
   if (!may_probe(candidates, block_size, num_rows, plain_s, costs)) return block_size;
   plain_steps_ = 0;

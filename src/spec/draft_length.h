@@ -52,6 +52,19 @@ class CostTable {
   mutable std::vector<Level> levels_;
 };
 
+// How fast the machine is just now. Neighbours, clocks and heat change what all passes take, and a
+// cost that was learned long ago must not look small or large beside one of this moment: costs are
+// kept as they are at the usual pace, and compared there.
+class Pace {
+ public:
+  // A pass that takes `expected_s` at the usual pace, 0 where that is not known, took `seconds`.
+  // Returns what it would have taken.
+  double at_usual(double expected_s, double seconds);
+
+ private:
+  double log_slowness_ = 0;
+};
+
 // How far drafts survive: at each index the discounted share of drafts that matched, among those
 // whose predecessors all matched.
 class SurvivalEstimate {
@@ -135,6 +148,11 @@ class DraftPlanner {
   int choose(std::span<DraftCandidate> candidates, int num_others, const CostTable& draft_cost,
              const CostTable& verify_cost);
 
+  // A step for which choose() had drafts made yielded so many tokens, of all sequences, in a cycle
+  // that costs `cycle_s` by the same tables. Of a good drafter's guesses the pass takes the surest,
+  // which yields more than survival promised; of another's perhaps less.
+  void observe(double num_tokens, double cycle_s);
+
   // Tokens per second of the best blocks for so many sequences of this survival, over plain
   // decoding's; infinite while costs are not known.
   double promise(int num_sequences, const SurvivalEstimate& survival, const CostTable& draft_cost,
@@ -160,6 +178,8 @@ class DraftPlanner {
   int plain_steps_ = 0;    // since the last draft pass
   int drafted_steps_ = 0;  // since the last plain one
   double plain_s_ = 0;
+  double promised_rate_ = 0;  // of this step's drafts; 0: none
+  double kept_share_ = 1;     // of what was promised
   std::vector<DraftBid> bids_;
   std::vector<DraftStep> steps_;
 };

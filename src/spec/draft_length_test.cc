@@ -25,6 +25,32 @@ TEST(CostTable, ExtrapolatesTheLastSlope) {
   EXPECT_DOUBLE_EQ(costs.estimate(64), 8.0);
 }
 
+// The machine takes twice as long for a while, and only passes over 8 rows are seen meanwhile.
+TEST(Pace, OldCostsKeepTheirPlaceBesideNewOnes) {
+  CostTable costs(64);
+  Pace pace;
+  std::mt19937 rng(1);
+  std::uniform_real_distribution<double> noise(0.95, 1.05);
+  const auto pass = [&](int rows, double slowness) {
+    const double seconds = (1 + 0.02 * rows) * slowness * noise(rng);
+    costs.observe(rows, pace.at_usual(costs.estimate(rows), seconds));
+  };
+  for (int i = 0; i < 40; ++i) {
+    pass(8, 1);
+    pass(32, 1);
+  }
+  const double ratio = costs.estimate(32) / costs.estimate(8);
+  EXPECT_NEAR(ratio, 1.64 / 1.16, 0.1);
+  for (const double slowness : {2.0, 1.0, 1.5}) {
+    for (int i = 0; i < 200; ++i) pass(8, slowness);
+    EXPECT_NEAR(costs.estimate(32) / costs.estimate(8), ratio, 0.12) << slowness;
+  }
+  // A single slow pass changes little.
+  pass(8, 20);
+  pass(8, 1.5);
+  EXPECT_NEAR(costs.estimate(32) / costs.estimate(8), ratio, 0.12);
+}
+
 TEST(SurvivalEstimate, LearnsAConditionalShare) {
   SurvivalEstimate survival(15);
   for (int i = 0; i < 300; ++i) survival.observe(15, i % 2 == 0 ? 0 : 2);
@@ -95,6 +121,7 @@ double simulated_speed(const std::vector<double>& shares, const Costs& costs, in
     planner.choose(candidates, 0, draft, verify);
     int rows = num_sequences;
     int num_drafting = 0;
+    const double tokens_before = tokens;
     for (int i = 0; i < num_sequences; ++i) {
       const int n = candidates[i].length;
       int accepted = 0;
@@ -104,7 +131,9 @@ double simulated_speed(const std::vector<double>& shares, const Costs& costs, in
       num_drafting += n > 0;
       if (n > 0) outlooks[i].survival.observe(n, accepted);
     }
-    seconds += verify_s(rows) + (num_drafting > 0 ? draft_s(16 * num_drafting) : 0);
+    const double cycle_s = verify_s(rows) + (num_drafting > 0 ? draft_s(16 * num_drafting) : 0);
+    if (num_drafting > 0) planner.observe(tokens - tokens_before, cycle_s);
+    seconds += cycle_s;
   }
   return tokens * verify_s(num_sequences) / (num_sequences * seconds);
 }

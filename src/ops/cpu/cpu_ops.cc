@@ -26,10 +26,12 @@ using cpu::AttentionTask;
 using cpu::Bf16Layout;
 using cpu::Buffer;
 using cpu::Epilogue;
+using cpu::kChunkCols;
 using cpu::kMaxRowsPerPass;
 using cpu::MatmulTask;
 using cpu::PackedPanels;
 using cpu::QueryBlock;
+using cpu::SectionSums;
 
 // Work below these sizes stays on the calling thread: a dispatch costs about as much.
 constexpr int64_t kSerialRowElements = 32 * 1024;    // activations read by a row-by-row op
@@ -43,6 +45,20 @@ constexpr int64_t kSerialKeyElements = 16 * 1024;    // key and value elements o
 constexpr size_t kReservedBlocks = 16 * 1024;
 
 constexpr std::string_view kGateUp = "gate and up";
+
+constexpr ArgmaxState kNothing = [] {
+  ArgmaxState state{};
+  for (int i = 0; i < 16; ++i) {
+    state.values[i] = -std::numeric_limits<float>::infinity();
+    state.columns[i] = std::numeric_limits<float>::infinity();
+  }
+  return state;
+}();
+constexpr SectionSums kNoSums = [] {
+  SectionSums sums{};
+  for (float& max : sums.max) max = -std::numeric_limits<float>::infinity();
+  return sums;
+}();
 
 class CpuMatrix final : public PackedMatrix {
  public:
@@ -196,27 +212,40 @@ class CpuOps final : public Ops {
 
   void top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
                       std::span<float> probabilities) override {
-    const int k = op_checks::top_candidates(logits, token_ids, probabilities);
+    const int k = op_checks::top_candidates(logits.rows, token_ids, probabilities);
+    const int64_t n = logits.cols;
     for_rows(logits, [&](int64_t row) {
-      kernels_.top_candidates(logits.row<float>(row), logits.cols, k, &token_ids[row * k],
-                              &probabilities[row * k]);
+      ArgmaxState best = kNothing;
+      SectionSums sums = kNoSums;
+      for (int64_t first = 0; first < n; first += kChunkCols) {
+        const int64_t section = first / cpu::section_cols(n);
+        kernels_.add_candidates(logits.row<float>(row) + first, first,
+                                std::min(kChunkCols, n - first), k, best, sums.max[section],
+                                sums.sum[section]);
+      }
+      kernels_.finish_candidates(best, sums, k, &token_ids[row * k], &probabilities[row * k]);
     });
+  }
+
+  void matmul_candidates(const TensorView& a, const PackedMatrix& w, std::span<int32_t> token_ids,
+                         std::span<float> probabilities) override {
+    op_checks::f32_rows(a, w.k());
+    CHECK_LT(w.n(), int64_t{1} << 24);  // columns are kept as floats
+    const int k = op_checks::top_candidates(a.rows, token_ids, probabilities);
+    for (int64_t first = 0; first < a.rows; first += kMaxRowsPerPass) {
+      const int64_t count = std::min(kMaxRowsPerPass, a.rows - first);
+      candidates_pass(a.row_range(first, count), w, k, &token_ids[first * k],
+                      &probabilities[first * k]);
+    }
   }
 
   void matmul_argmax(const TensorView& a, const PackedMatrix& w,
                      std::span<int32_t> token_ids) override {
     op_checks::matmul_argmax(a, w, token_ids);
     CHECK_LT(w.n(), int64_t{1} << 24);  // columns are kept as floats
-    const float kInfinity = std::numeric_limits<float>::infinity();
     for (int64_t first = 0; first < a.rows; first += kMaxRowsPerPass) {
       const int64_t count = std::min(kMaxRowsPerPass, a.rows - first);
-      for (int thread_idx = 0; thread_idx < pool_.num_threads(); ++thread_idx) {
-        for (int64_t row = 0; row < count; ++row) {
-          ArgmaxState& state = scratch_[thread_idx].best[row];
-          std::fill_n(state.values, 16, -kInfinity);
-          std::fill_n(state.columns, 16, kInfinity);
-        }
-      }
+      forget_best(count);
       multiply_pass(a.row_range(first, count), w, {.epilogue = Epilogue::kArgmax});
       for (int64_t row = 0; row < count; ++row) token_ids[first + row] = best_column(row);
     }
@@ -391,18 +420,82 @@ class CpuOps final : public Ops {
     }
   }
 
-  // `task` says where results go; the rest is filled in here.
-  void multiply_pass(const TensorView& a, const PackedMatrix& w, MatmulTask task) {
-    const auto& matrix = static_cast<const CpuMatrix&>(w);
+  void forget_best(int64_t num_rows) {
+    for (int thread_idx = 0; thread_idx < pool_.num_threads(); ++thread_idx)
+      std::fill_n(scratch_[thread_idx].best, num_rows, kNothing);
+  }
+
+  // Packs the rows and fills in all of `task` but where results go.
+  void prepare(const TensorView& a, const CpuMatrix& matrix, MatmulTask& task) {
     CHECK_EQ(matrix.is_gate_up, task.epilogue == Epilogue::kSwiglu);
     pack_rows(a, matrix.panels.format);
     task.format = matrix.panels.format;
     task.weights = matrix.panels.panels();
     task.panel_bytes = matrix.panels.panel_bytes;
-    task.n = w.n();
-    task.k = w.k();
+    task.n = matrix.n();
+    task.k = matrix.k();
     task.packed_rows = packed_rows_.data();
     task.num_rows = a.rows;
+  }
+
+  // Logits live for one chunk, in the scratch of the thread that made them.
+  void candidates_pass(const TensorView& a, const PackedMatrix& w, int k, int32_t* token_ids,
+                       float* probabilities) {
+    MatmulTask task;
+    prepare(a, static_cast<const CpuMatrix&>(w), task);
+    forget_best(a.rows);
+    std::fill_n(sums_.begin(), a.rows, kNoSums);
+    const int64_t section_cols = cpu::section_cols(task.n);
+    const int64_t section_bytes = section_cols / cpu::kPanelCols * task.panel_bytes;
+    const int64_t min_sections = std::max<int64_t>(1, kSerialWeightBytes / section_bytes);
+    const int64_t num_sections = (task.n + section_cols - 1) / section_cols;
+    pool_.split(num_sections, min_sections, [&](ItemRange range, int thread_idx) {
+      for (int64_t section = range.begin; section < range.end; ++section) {
+        const int64_t begin = section * section_cols;
+        const int64_t end = std::min(begin + section_cols, task.n);
+        for (int64_t c = begin; c < end; c += kChunkCols)
+          add_chunk(task, c, std::min(kChunkCols, end - c), k, section, scratch_[thread_idx]);
+      }
+    });
+    for (int64_t row = 0; row < a.rows; ++row) {
+      ArgmaxState best = scratch_[0].best[row];
+      for (int thread_idx = 1; thread_idx < pool_.num_threads(); ++thread_idx)
+        merge_candidates(scratch_[thread_idx].best[row], k, best);
+      kernels_.finish_candidates(best, sums_[row], k, token_ids + row * k, probabilities + row * k);
+    }
+  }
+
+  void add_chunk(const MatmulTask& whole, int64_t first, int64_t count, int k, int64_t section,
+                 cpu::ThreadScratch& scratch) {
+    MatmulTask task = whole;
+    task.weights += first / cpu::kPanelCols * task.panel_bytes;
+    task.n = count;
+    task.out = scratch.logits;
+    task.out_stride = kChunkCols;
+    kernels_.matmul(task, 0, (count + cpu::kPanelCols - 1) / cpu::kPanelCols, scratch);
+    for (int64_t row = 0; row < task.num_rows; ++row) {
+      kernels_.add_candidates(scratch.logits + row * kChunkCols, first, count, k, scratch.best[row],
+                              sums_[row].max[section], sums_[row].sum[section]);
+    }
+  }
+
+  // Those of higher columns join those of lower ones, which come first on a tie.
+  static void merge_candidates(const ArgmaxState& others, int k, ArgmaxState& best) {
+    for (int i = 0; i < k && others.values[i] > best.values[k - 1]; ++i) {
+      int at = k - 1;
+      for (; at > 0 && others.values[i] > best.values[at - 1]; --at) {
+        best.values[at] = best.values[at - 1];
+        best.columns[at] = best.columns[at - 1];
+      }
+      best.values[at] = others.values[i];
+      best.columns[at] = others.columns[i];
+    }
+  }
+
+  // `task` says where results go.
+  void multiply_pass(const TensorView& a, const PackedMatrix& w, MatmulTask task) {
+    const auto& matrix = static_cast<const CpuMatrix&>(w);
+    prepare(a, matrix, task);
     const int num_blocks = num_row_blocks(task, matrix.panels.num_panels);
     if (num_blocks > 1) return multiply_blocks(task, matrix.panels.num_panels, num_blocks);
     const int64_t min_panels = std::max<int64_t>(1, kSerialWeightBytes / task.panel_bytes);
@@ -513,6 +606,7 @@ class CpuOps final : public Ops {
   Buffer packed_rows_;  // activations of one pass, in the unit's layout; sized by the widest k
   std::unique_ptr<cpu::ThreadScratch[]> scratch_;  // one for each thread
   std::vector<QueryBlock> blocks_;
+  std::vector<SectionSums> sums_ = std::vector<SectionSums>(kMaxRowsPerPass);
 };
 
 struct Unit {

@@ -375,6 +375,30 @@ TEST_P(CpuOpsTest, TopCandidatesAgainstRef) {
   }
 }
 
+// Without writing logits: the same to the bit, whatever the threads and the other rows.
+TEST_P(CpuOpsTest, MatmulCandidatesEqualsLogitsAndTopCandidates) {
+  for (const auto [m, n, k] :
+       {Shape{1, 40, 70}, {3, 128, 64}, {24, 8192, 64}, {40, 9000, 64}, {513, 300, 32}}) {
+    const Weights weights(n, k, DType::kBF16, 33);
+    auto packed = *ops_->pack_matrix({&weights.matrix, 1});
+    Floats a = random_floats(m * k, 34), logits(static_cast<size_t>(m * n));
+    if (m > 2) std::fill_n(a.begin() + k, k, 0.0f);  // ties everywhere
+    if (m > 2) a[2 * k + 1] = kNan;
+    const int64_t count = 4;
+    std::vector<int32_t> ids(m * count, -1), expected_ids(m * count, -2);
+    Floats p(m * count, -1.0f), expected(m * count, -2.0f);
+    ops_->matmul(view(a, m, k), *packed, nullptr, view(logits, m, n));
+    ops_->top_candidates(view(logits, m, n), expected_ids, expected);
+    ops_->matmul_candidates(view(a, m, k), *packed, ids, p);
+    EXPECT_EQ(ids, expected_ids) << "m " << m << " n " << n;
+    expect_same_bits(p.data(), expected.data(), m * count, fmt::format("m {} n {}", m, n));
+    ops_->matmul_candidates(view(a, m, k).row_range(m - 1, 1), *packed, std::span(ids).first(count),
+                            std::span(p).first(count));
+    EXPECT_TRUE(std::equal(ids.begin(), ids.begin() + count, expected_ids.end() - count));
+    expect_same_bits(p.data(), expected.data() + (m - 1) * count, count, "the last row alone");
+  }
+}
+
 TEST_P(CpuOpsTest, NanInOneRowStaysThere) {
   const int64_t m = 20, n = 40, k = 70;
   const Weights weights(n, k, DType::kBF16, 30);

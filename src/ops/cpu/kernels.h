@@ -81,12 +81,28 @@ struct ArgmaxState {
   float columns[16];  // as floats: exact below 2^24
 };
 
+// Candidates are found chunk by chunk of the columns, and the sum under their softmax is added up
+// in at most kMaxSections sections of whole chunks, whose sums are then added in order: what comes
+// out does not depend on who took which section.
+inline constexpr int64_t kChunkCols = 128;
+inline constexpr int64_t kMaxSections = 64;
+constexpr int64_t section_cols(int64_t cols) {
+  const int64_t chunks = (cols + kChunkCols - 1) / kChunkCols;
+  return (chunks + kMaxSections - 1) / kMaxSections * kChunkCols;
+}
+// Of one row: in each section the largest logit, and the sum of e^(logit - that).
+struct alignas(64) SectionSums {
+  float max[kMaxSections];
+  float sum[kMaxSections];
+};
+
 // What a thread needs during a matmul.
 inline constexpr int64_t kScratchPanels = 4;
 inline constexpr int64_t kScratchSteps = 8;
 struct alignas(64) ThreadScratch {
   ArgmaxState best[kMaxRowsPerPass];
   float sums[kScratchPanels][kMaxRowsPerPass * kPanelCols];
+  float logits[kMaxRowsPerPass * kChunkCols];             // of one chunk
   uint16_t decoded[kScratchSteps * kStepK * kPanelCols];  // quantised weights as tiles
   int32_t products[2][4 * 256];                           // tiles of integer sums
 };
@@ -194,8 +210,12 @@ struct KernelTable {
   void (*matmul)(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                  ThreadScratch& scratch);
   void (*rms_norm)(const float* x, const float* weight, int64_t cols, float eps, float* out);
-  // The k largest of x[0, cols), k at most Ops::kMaxCandidates, and their softmax.
-  void (*top_candidates)(const float* x, int64_t cols, int k, int32_t* ids, float* probabilities);
+  // Columns [first, first + count) of one row join its k best, sorted in `best`, and one section.
+  void (*add_candidates)(const float* x, int64_t first, int64_t count, int k, ArgmaxState& best,
+                         float& section_max, float& section_sum);
+  // Ids and softmax of the k best, once all sections are there.
+  void (*finish_candidates)(const ArgmaxState& best, const SectionSums& sums, int k, int32_t* ids,
+                            float* probabilities);
   void (*widen_bf16)(const uint16_t* x, int64_t cols, float* out);
   void (*rope_and_store)(const RopeStoreTask& task, const RopeShare& share);
   void (*attend)(const AttentionTask& task, const QueryBlock& queries, int32_t kv_head);

@@ -151,52 +151,67 @@ void rms_norm_row(const float* x, const float* weight, int64_t cols, float eps, 
   });
 }
 
+// The largest of 64 columns at most; NaN is never the greater one: max() takes its second operand.
+inline float largest_of(const float* x, int64_t count) {
+  F16 most = set1(-__builtin_inff());
+  for_lanes(count, [&](int64_t c, int64_t lanes) {
+    const F16 part = load_upto(x + c, lanes);
+    most = max(lanes == 16 ? part : select(first_lanes(lanes), part, most), most);
+  });
+  return reduce_max(most);
+}
+
 // Columns are looked at one by one only where 64 of them together hold a newcomer.
-void top_candidates_row(const float* x, int64_t cols, int k, int32_t* ids, float* probabilities) {
+void add_candidates_row(const float* x, int64_t first, int64_t count, int k, ArgmaxState& best,
+                        float& section_max, float& section_sum) {
   constexpr int64_t kBlock = 64;
-  const float kNone = -__builtin_inff();
-  for (int i = 0; i < k; ++i) {
-    ids[i] = 0;
-    probabilities[i] = kNone;  // the logit, for now
-  }
-  for (int64_t begin = 0; begin < cols; begin += kBlock) {
-    const int64_t end = begin + kBlock < cols ? begin + kBlock : cols;
-    if (end - begin == kBlock) {
-      // NaN is never the greater one: max() takes its second operand then.
-      F16 most = max(load(x + begin), set1(kNone));
-      for (int64_t c = begin + 16; c < end; c += 16) most = max(load(x + c), most);
-      if (!(reduce_max(most) > probabilities[k - 1])) continue;
-    }
+  float most = -__builtin_inff();
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = begin + kBlock < count ? begin + kBlock : count;
+    const float largest = largest_of(x + begin, end - begin);
+    if (largest > most) most = largest;
+    if (!(largest > best.values[k - 1])) continue;
     for (int64_t c = begin; c < end; ++c) {
-      if (!(x[c] > probabilities[k - 1])) continue;
+      if (!(x[c] > best.values[k - 1])) continue;
       int at = k - 1;
-      for (; at > 0 && x[c] > probabilities[at - 1]; --at) {
-        ids[at] = ids[at - 1];
-        probabilities[at] = probabilities[at - 1];
+      for (; at > 0 && x[c] > best.values[at - 1]; --at) {
+        best.values[at] = best.values[at - 1];
+        best.columns[at] = best.columns[at - 1];
       }
-      ids[at] = static_cast<int32_t>(c);
-      probabilities[at] = x[c];
+      best.values[at] = x[c];
+      best.columns[at] = static_cast<float>(first + c);
     }
   }
-  const float top = probabilities[0];
+  if (most > section_max) {
+    alignas(64) float factor[16];
+    store(factor, exp(set1(section_max - most)));
+    section_sum *= factor[0];
+    section_max = most;
+  }
+  if (section_max - section_max != 0) return;  // nothing finite yet, or infinity
+  F16 sum = zero();
+  for_lanes(count, [&](int64_t c, int64_t lanes) {
+    const F16 logit = load_upto(x + c, lanes);
+    M16 counts = equal(logit, logit);
+    if (lanes < 16) counts = both(counts, first_lanes(lanes));
+    sum = add(sum, select(counts, exp(sub(logit, set1(section_max))), zero()));
+  });
+  section_sum += reduce_add(sum);
+}
+
+void finish_candidates_row(const ArgmaxState& best, const SectionSums& sums, int k, int32_t* ids,
+                           float* probabilities) {
+  const float top = best.values[0];
   const bool is_finite = top - top == 0;
   F16 sum = zero();
-  for (int64_t c = 0; is_finite && c + 16 <= cols; c += 16) {
-    const F16 logit = load(x + c);
-    sum = add(sum, select(equal(logit, logit), exp(sub(logit, set1(top))), zero()));
-  }
-  float total = reduce_add(sum);
-  if (const int64_t left = cols % 16; is_finite && left > 0) {
-    const F16 logit = load_first(x + cols - left, left);
-    const M16 counts = both(first_lanes(left), equal(logit, logit));
-    total += reduce_add(select(counts, exp(sub(logit, set1(top))), zero()));
-  }
-  alignas(64) float shares[16] = {};
-  for (int i = 0; i < k; ++i) shares[i] = probabilities[i] - top;
-  store(shares, exp(load(shares)));
+  for (int64_t i = 0; is_finite && i < kMaxSections; i += 16)
+    sum = fma(load(sums.sum + i), exp(sub(load(sums.max + i), set1(top))), sum);
+  const float total = reduce_add(sum);
+  alignas(64) float shares[16];
+  store(shares, exp(sub(load(best.values), set1(top))));
   for (int i = 0; i < k; ++i) {
-    const bool is_there = is_finite && probabilities[i] - probabilities[i] == 0;
-    if (!is_there) ids[i] = 0;
+    const bool is_there = is_finite && best.values[i] - best.values[i] == 0;
+    ids[i] = is_there ? static_cast<int32_t>(best.columns[i]) : 0;
     probabilities[i] = is_there ? shares[i] / total : 0.0f;
   }
 }

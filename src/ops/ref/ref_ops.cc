@@ -107,6 +107,23 @@ int32_t argmax(std::span<const float> logits) {
   return std::max(best, 0);
 }
 
+// The k most likely of one row, and their softmax.
+void top_candidates_of(std::vector<float> left, int k, int32_t* token_ids, float* probabilities) {
+  const float top = left[argmax(left)];
+  double sum = 0;
+  for (const float logit : left) {
+    if (!std::isnan(logit)) sum += std::exp(static_cast<double>(logit) - top);
+  }
+  for (int i = 0; i < k; ++i) {
+    const int32_t id = argmax(left);
+    const bool is_there = std::isfinite(top) && std::isfinite(left[id]);
+    token_ids[i] = is_there ? id : 0;
+    probabilities[i] =
+        is_there ? static_cast<float>(std::exp(static_cast<double>(left[id]) - top) / sum) : 0;
+    left[id] = -std::numeric_limits<float>::infinity();
+  }
+}
+
 class RefOps final : public Ops {
  public:
   std::string_view name() const override { return "ref"; }
@@ -292,22 +309,21 @@ class RefOps final : public Ops {
 
   void top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
                       std::span<float> probabilities) override {
-    const int k = op_checks::top_candidates(logits, token_ids, probabilities);
+    const int k = op_checks::top_candidates(logits.rows, token_ids, probabilities);
     for (int64_t row = 0; row < logits.rows; ++row) {
-      std::vector<float> left(logits.row<float>(row), logits.row<float>(row) + logits.cols);
-      const float top = left[argmax(left)];
-      double sum = 0;
-      for (const float logit : left) {
-        if (!std::isnan(logit)) sum += std::exp(static_cast<double>(logit) - top);
-      }
-      for (int i = 0; i < k; ++i) {
-        const int32_t id = argmax(left);
-        const bool is_there = std::isfinite(top) && std::isfinite(left[id]);
-        token_ids[row * k + i] = is_there ? id : 0;
-        probabilities[row * k + i] =
-            is_there ? static_cast<float>(std::exp(static_cast<double>(left[id]) - top) / sum) : 0;
-        left[id] = -std::numeric_limits<float>::infinity();
-      }
+      top_candidates_of({logits.row<float>(row), logits.row<float>(row) + logits.cols}, k,
+                        &token_ids[row * k], &probabilities[row * k]);
+    }
+  }
+
+  void matmul_candidates(const TensorView& a, const PackedMatrix& w, std::span<int32_t> token_ids,
+                         std::span<float> probabilities) override {
+    const int k = op_checks::top_candidates(a.rows, token_ids, probabilities);
+    const auto& matrix = static_cast<const RefMatrix&>(w);
+    std::vector<float> logits(static_cast<size_t>(w.n()));
+    for (int64_t row = 0; row < a.rows; ++row) {
+      row_times_matrix(a.row<float>(row), matrix.columns.data(), w.k(), w.n(), logits.data());
+      top_candidates_of(logits, k, &token_ids[row * k], &probabilities[row * k]);
     }
   }
 
