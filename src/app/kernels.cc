@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "gemm/gemm.h"
+#include "gemm/quantizer.h"
 #include "gemm/shape_file.h"
 
 namespace volley {
@@ -53,8 +54,8 @@ Result<int> build(const KernelsOptions& o) {
     cache = std::move(opened);
   }
   jit::KernelLibrary library({.arch = o.arch}, std::nullopt, std::move(cache), std::move(compiler));
-  VOLLEY_TRY(const std::vector<jit::KernelSource> sources,
-             gemm::kernels_for(shapes, gemm::DeviceSpec{}));
+  VOLLEY_TRY(std::vector<jit::KernelSource> sources, gemm::kernels_for(shapes, gemm::DeviceSpec{}));
+  sources.push_back(gemm::quantizer_source());
   const int threads = o.threads > 0
                           ? o.threads
                           : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));

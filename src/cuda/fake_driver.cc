@@ -6,6 +6,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <set>
+#include <string>
 
 #include "cuda/driver.h"
 
@@ -121,8 +124,11 @@ CuResult cuModuleUnload(CuModule module) {
 }
 CuResult cuModuleGetFunction(CuFunction* function, CuModule, const char* name) {
   if (std::strcmp(name, "no_such_kernel") == 0) return kNotFound;
-  static int token = 0;
-  *function = reinterpret_cast<CuFunction>(&token);
+  // A function is its name.
+  static std::mutex mutex;
+  static std::set<std::string> names;
+  const std::lock_guard lock(mutex);
+  *function = reinterpret_cast<CuFunction>(const_cast<char*>(names.insert(name).first->c_str()));
   return kCudaSuccess;
 }
 CuResult cuFuncGetAttribute(int* value, int attribute, CuFunction) {
@@ -132,8 +138,9 @@ CuResult cuFuncGetAttribute(int* value, int attribute, CuFunction) {
 CuResult cuFuncSetAttribute(CuFunction, int, int value) {
   return value > 232448 ? kInvalidValue : kCudaSuccess;
 }
-CuResult cuLaunchKernelEx(const LaunchConfig* config, CuFunction, void** params, void**) {
+CuResult cuLaunchKernelEx(const LaunchConfig* config, CuFunction function, void** params, void**) {
   ++fake_log.num_launches;
+  fake_log.last_kernel = reinterpret_cast<const char*>(function);
   fake_log.last_launch = *config;
   fake_log.last_cluster = 1;
   fake_log.last_overlaps = false;

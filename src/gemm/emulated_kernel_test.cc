@@ -11,6 +11,7 @@
 
 #include "base/thread_pool.h"
 #include "gemm/emulated/kernels.h"
+#include "gemm/no_compiler.h"
 #include "gemm/reference.h"
 #include "tensor/float_formats.h"
 
@@ -20,19 +21,6 @@ namespace {
 constexpr int kGuardRows = 2;
 constexpr int kGuardCols = 8;
 constexpr uint8_t kPoison = 0xFF;
-
-class NoCompiler : public jit::Compiler {
- public:
-  const std::string& id() const override { return id_; }
-  Result<jit::Compiled> compile(const jit::KernelSource&, std::string_view) const override {
-    return jit::Compiled{.cubin =
-                             "\x7f"
-                             "ELF"};
-  }
-
- private:
-  std::string id_ = "none";
-};
 
 // Prepared through the library on the stand-in driver: grids and tensor maps are under test too.
 class Emulated {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "tensor/float_formats.h"
 
@@ -148,7 +149,11 @@ class RowPacker {
 float amax_of(std::span<const float> x) {
   float amax = 0;
   for (const float value : x) amax = std::max(amax, std::fabs(value));
-  return amax;
+  return std::min(amax, std::numeric_limits<float>::max());
+}
+
+uint8_t nearest_e2m1(float value) {
+  return std::isnan(value) ? 7 : float_to_e2m1(value);  // whatever the sign
 }
 
 // The UE8M0 byte of the smallest power of two that is at least `scale`, a normal number.
@@ -187,7 +192,7 @@ Result<Fp4Weight> quantize_fp4(std::span<const float> x, MmaKind format, int64_t
       scale = std::ldexp(1.0F, out.scales.back() - 127);
     }
     for (size_t i = at; i < at + cols; ++i) {
-      const uint8_t value = scale > 0 ? float_to_e2m1(x[i] / scale) : 0;
+      const uint8_t value = scale > 0 ? nearest_e2m1(x[i] / scale) : 0;
       out.values[i / 2] |= static_cast<uint8_t>(i % 2 == 0 ? value : value << 4);
     }
   }

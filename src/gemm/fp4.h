@@ -39,7 +39,8 @@ struct Fp4Weight {
 
 // Quantises x, [num_groups, n, k]. MX: a group's scale is amax / 6 rounded up to a power of two,
 // amax at least 1e-4. NV: the float is the weight's amax / (6 * 448), a group's scale amax / 6
-// beside it, rounded to e4m3. Values to nearest, ties to even, beyond 6 to 6.
+// beside it, rounded to e4m3. Values to nearest, ties to even, beyond 6, and NaN,
+// to 6; an infinity counts as the largest float.
 Result<Fp4Weight> quantize_fp4(std::span<const float> x, MmaKind format, int64_t num_groups,
                                int64_t n, int64_t k);
 

@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
+
+#include "gemm/plan.h"
 
 namespace volley::gemm {
 namespace {
 
 constexpr int kMaxStages = 12;
-
-bool groups_share_rows(const GemmShape& shape) {
-  return shape.grouping == Grouping::kRowIndex || shape.grouping == Grouping::kPrefixSum;
-}
 
 // As many stages as fit; false when fewer than three do, or the registers do not.
 bool fit(GemmConfig& c, const DeviceSpec& device) {
@@ -31,17 +28,14 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
                            .out = shape.out,
                            .grouping = shape.grouping,
                            .segments = segments_of(shape)};
-  const auto fits_groups = [&](int tile_m) {
-    return !groups_share_rows(shape) || shape.group_align % tile_m == 0;
-  };
   // Decoded once for 256 tokens. A weight that is summed in segments has no room for their sums.
   GemmConfig wide = base;
   wide.tile_m = 256;
   wide.tile_n = 128;
   wide.raster = 8;
-  if (fits_groups(wide.tile_m) && fit(wide, device)) out.push_back(wide);
+  if (fits_groups(shape, wide.tile_m) && fit(wide, device)) out.push_back(wide);
   for (const int tile_m : {8, 16, 24, 32, 48, 64, 96, 128}) {
-    if (!fits_groups(tile_m)) continue;
+    if (!fits_groups(shape, tile_m)) continue;
     for (const int tile_n : {64, 128}) {
       for (const int ctas_per_sm : {1, 2, 3, 4}) {
         GemmConfig config = base;
@@ -71,7 +65,11 @@ constexpr double kL2BytesPerClockShared = 25;  // of several together
 constexpr double kSharing =
     1.3;  // several CTAs of an SM with many tokens each: in the way of each other
 constexpr int kSharingTokens = 48;
-constexpr double kCopyClocks = 900;  // from asking to having, under load
+constexpr double kNvWideClocks = 200;  // more for NV of a lone warpgroup with as many tokens:
+constexpr int kNvWideTokens = 128;
+constexpr double kNvLoneCta = 0.95;   // NV with 128 weight rows, few tokens, an SM for each CTA
+constexpr double kSecondRead = 1.12;  // few tokens in more than one tile read each weight again
+constexpr double kCopyClocks = 900;   // from asking to having, under load
 constexpr double kWideTileClocks = 1800;
 constexpr double kSplitClocks = 2500;
 
@@ -79,7 +77,9 @@ Fp4Clocks clocks_of(const GemmConfig& c) {
   const bool nv = c.mma == MmaKind::kNvFp4;
   if (c.decodes_to_smem()) return nv ? Fp4Clocks{2650, 0} : Fp4Clocks{1680, 0};
   const int n = c.mma_n();
-  return nv ? Fp4Clocks{350 + 4.5 * n, 290 + 4.2 * n} : Fp4Clocks{325 + 1.6 * n, 190 + 2.8 * n};
+  const double lone = c.math_warpgroups() == 1 && n >= kNvWideTokens ? kNvWideClocks : 0;
+  return nv ? Fp4Clocks{350 + 4.5 * n + lone, 290 + 4.2 * n}
+            : Fp4Clocks{325 + 1.6 * n, 190 + 2.8 * n};
 }
 
 // `rows` that each weight meets.
@@ -89,17 +89,11 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, double ro
   const int groups = shape.grouping == Grouping::kDense ? 1 : shape.num_groups;
   const double ctas =
       std::ceil(rows / c.tile_m) * groups * ceil_div(shape.n, c.tile_n) * c.cluster();
-  // Clusters of 4 leave some SMs of the larger GPCs idle.
-  const double slots =
-      std::floor(device.num_sms * c.ctas_per_sm / c.cluster() * (c.cluster() > 2 ? 0.97 : 1.0)) *
-      c.cluster();
-  const double rounds = std::ceil(ctas / slots);
-  // CTAs that share an SM even out: their last round is as short as its work.
-  const double worked_rounds = c.ctas_per_sm == 1 ? rounds : std::max(ctas / slots, 1.0);
-  const double sharing = std::clamp(ctas / device.num_sms, 1.0, 1.0 * c.ctas_per_sm);
+  const Occupancy on = occupancy(ctas, c, device);
+  const double sharing = on.sharing;
   const double blocks = std::ceil(shape.k / 128.0 / (c.split_k ? c.segments : 1));
   const double clock = (c.decodes_to_smem() ? device.clock_ghz : kRegisterGhz) * 1e3;
-  const double all_blocks = worked_rounds * blocks / clock;
+  const double all_blocks = on.worked_rounds * blocks / clock;
 
   CandidateConfig out;
   out.config = c;
@@ -122,7 +116,7 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, double ro
   const double out_bytes = c.out == OutKind::kBf16 ? 2 : 4;
   out.dram_us = (rows * groups * (shape.k + shape.n * out_bytes) + weight_bytes) /
                 device.dram_bytes_per_ns / 1e3;
-  out.fill = ctas / (rounds * slots);
+  out.fill = on.fill;
 
   // A CTA alone on its SM has nobody to run beside its epilogues.
   const double tile_clocks =
@@ -130,18 +124,18 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, double ro
                           : (500 + c.tile_m * c.tile_n * 0.03 + (c.split_k ? kSplitClocks : 0)) /
                                 (c.ctas_per_sm > 1 ? 2 : 1);
   const double sm_us =
-      std::max({out.mma_us, out.chain_us, out.copy_us}) + rounds * tile_clocks / clock;
+      std::max({out.mma_us, out.chain_us, out.copy_us}) + on.rounds * tile_clocks / clock;
   out.us =
       device.launch_us + 1.0 + std::max(sm_us, out.dram_us) + 0.1 * std::min(sm_us, out.dram_us);
   out.us += 0.05 * out.us * (1 - out.fill);
+  if (rows > c.tile_m && rows <= 128) out.us *= kSecondRead;
+  if (nv && c.swap_ab && c.tile_n == 128 && c.ctas_per_sm == 1 && rows <= 64) {
+    out.us *= kNvLoneCta;
+  }
   // Where one CTA an SM is all there is, room for a second one invites the next kernel's CTAs,
   // which start early, to gather on a few SMs: a weight of 7168 x 16384 took 51 us in place of 33.
   if (c.ctas_per_sm > 1 && ctas <= device.num_sms) out.us *= 1.3;
   return out;
-}
-
-auto order_of(const GemmConfig& c) {
-  return std::tuple(c.swap_ab, c.tile_m, c.tile_n, c.split_k, c.ctas_per_sm);
 }
 
 }  // namespace
@@ -152,10 +146,7 @@ std::vector<CandidateConfig> rank_fp4_configs(const GemmShape& shape, const Devi
   for (const GemmConfig& config : candidates(shape, device)) {
     ranked.push_back(cost(shape, device, rows, config));
   }
-  std::sort(ranked.begin(), ranked.end(), [](const CandidateConfig& a, const CandidateConfig& b) {
-    if (a.us != b.us) return a.us < b.us;
-    return order_of(a.config) < order_of(b.config);
-  });
+  sort_by_cost(ranked);
   return ranked;
 }
 

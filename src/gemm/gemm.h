@@ -154,7 +154,7 @@ class Gemm {
 };
 
 // The kernels that `shapes` need at every m up to their own, without duplicates. For warm-ups and
-// bundles; needs no device.
+// bundles (to which quantizer_source() of quantizer.h adds the quantisers); needs no device.
 Result<std::vector<jit::KernelSource>> kernels_for(std::span<const GemmShape> shapes,
                                                    const DeviceSpec& device);
 

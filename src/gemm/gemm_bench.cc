@@ -3,17 +3,19 @@
 //   gemm_bench [--json FILE] [--bundle FILE] [--filter TEXT,...] [--search N] [--skip-peer]
 //   [--bf16] [--mma fp8|bf16|mxfp4|nvfp4] [--gradients]
 //   gemm_bench --scoring [--json FILE] [--filter TEXT,...] [--search N] [--skip-peer]
+//   gemm_bench --quantizers [--json FILE]
 //
 // cold: median over launches, the L2 cache flushed before each; includes the events' own cost. rot:
 // launches back to back in a graph over operands that together exceed the L2 cache threefold, per
 // launch; no event cost, the figure for small shapes. over: the same graph of our kernels with
 // Overlap::kWeights, each starting beside the end of the one before, as a layer's products do; rot
 // and cold are without. All contenders of a shape are timed in turn, round after round. --search N
-// also times the N configurations
-// that the model ranks first, which shows where the model errs. With FP4 weights our own FP8
-// product of the same shape is timed too, and cuBLASLt's baseline is FP8. --gradients: float
-// output, added to D, dense and grouped along K; FP8 with scales on the rows of both sides, beside
-// cuBLASLt with one scale a tensor and ("block") with the same scales as ours.
+// also times the N configurations that the model ranks first, which shows where the model errs.
+// With FP4 weights our own FP8 product of the same shape is timed too, and cuBLASLt's baseline is
+// FP8. --gradients: float output, added to D, dense and grouped along K; FP8 with scales on the
+// rows of both sides, beside cuBLASLt with one scale a tensor and ("block") with the same scales as
+// ours. --quantizers: bf16 to FP8 and FP4 and scales to their layout, beside the time that their
+// bytes take at what a memset writes.
 
 #include <algorithm>
 #include <chrono>
@@ -30,6 +32,7 @@
 #include "gemm/fp4.h"
 #include "gemm/gemm.h"
 #include "gemm/kernel_text.h"
+#include "gemm/quantizer.h"
 #include "gemm/reference.h"
 #include "gemm/scoring_bench.h"
 #include "gemm/shape_file.h"
@@ -49,6 +52,7 @@ struct Options {
   bool skip_peer = false;
   bool gradients = false;
   bool scoring = false;
+  bool quantizers = false;
   MmaKind mma = MmaKind::kFp8;
 };
 
@@ -246,6 +250,7 @@ class Bench {
       VOLLEY_TRY(block_peer_, load_cublaslt(*context_));
       out["cublaslt"] = peer_->version();
     }
+    if (options_.quantizers) return time_quantizers(out, copy);
     VOLLEY_TRY_STATUS(warm_up());
     fmt::print(
         "{}, driver {}; context {:.0f} ms, bundle {:.2f} ms, first product {:.1f} ms ({} compiled),"
@@ -632,6 +637,89 @@ class Bench {
     return {};
   }
 
+  // Each quantiser over a few matrices; their results are the test's matter (quantizer_test.cc).
+  Status time_quantizers(Json& out, double memset_gb_s) {
+    VOLLEY_TRY(const auto quantizer, Quantizer::create(*context_, *kernels_));
+    const Quantizer& q = *quantizer;
+    fmt::print("{:<12} {:>6} {:>6} {:>9} {:>9} {:>9} {:>7} {:>6}\n", "kernel", "rows", "cols",
+               "cold us", "rot us", "floor us", "GB/s", "of it");
+    out["quantizers"] = Json::array();
+    for (const auto& [rows, cols] : {std::pair{64, 7168}, {4096, 7168}, {8192, 8192}}) {
+      const double size = double{1} * rows * cols;
+      const int num_sets = static_cast<int>(
+          std::clamp(std::ceil(3.0 * static_cast<double>(context_->info().l2_bytes) / size / 2) + 1,
+                     2.0, 64.0));
+      std::vector<cuda::Buffer> inputs, values, scales, tensors;
+      std::vector<Bf16Matrix> x;
+      for (int i = 0; i < num_sets; ++i) {
+        const auto bytes = static_cast<size_t>(size);
+        VOLLEY_TRY(cuda::Buffer input, random_buffer(2 * bytes, 1, static_cast<unsigned>(i)));
+        VOLLEY_TRY(cuda::Buffer value, cuda::Buffer::allocate(*context_, 2 * bytes));
+        VOLLEY_TRY(cuda::Buffer scale, cuda::Buffer::allocate(*context_, bytes / 16 + 65536));
+        VOLLEY_TRY(cuda::Buffer tensor, cuda::Buffer::allocate(*context_, 16));
+        x.push_back({.data = input.get(), .rows = rows, .cols = cols});
+        inputs.push_back(std::move(input));
+        values.push_back(std::move(value));
+        scales.push_back(std::move(scale));
+        tensors.push_back(std::move(tensor));
+      }
+      struct Named {
+        const char* name;
+        double bytes;  // of a value
+        std::function<Status(size_t)> launch;
+      };
+      const cuda::CuStream s = stream_->get();
+      const double fp8 = 3 + 4.0 / 128;
+      const std::vector<Named> kernels = {
+          {"rows", fp8,
+           [&](size_t i) {
+             return q.quantize_rows(x[i], ScaleKind::kAny, values[i].get(), scales[i].get(), 0, s);
+           }},
+          {"columns", fp8 * (rows % 128 == 0 ? 1.0 : 128.0 / rows),
+           [&](size_t i) {
+             return q.quantize_columns(x[i], ScaleKind::kAny, values[i].get(), scales[i].get(), 0,
+                                       s);
+           }},
+          {"blocks", 3,
+           [&](size_t i) {
+             return q.quantize_blocks(x[i], ScaleKind::kAny, values[i].get(), scales[i].get(), s);
+           }},
+          {"mxfp4", 2.5 + 1.0 / 32,
+           [&](size_t i) {
+             return q.quantize_fp4(x[i], MmaKind::kMxFp4, values[i].get(), scales[i].get(), 0, s);
+           }},
+          {"nvfp4", 4.5 + 1.0 / 16,
+           [&](size_t i) {
+             return q.quantize_fp4(x[i], MmaKind::kNvFp4, values[i].get(), scales[i].get(),
+                                   tensors[i].get(), s);
+           }},
+          // The scales of a matrix 128 times as wide.
+          {"scales", 8, [&](size_t i) {
+             return q.scales_to_m_major(inputs[i].get(), 1, rows, cols / 4, values[i].get(), 0, s);
+           }}};
+      std::vector<Contender> contenders;
+      for (const Named& kernel : kernels) contenders.push_back({.launch = kernel.launch});
+      VOLLEY_TRY_STATUS(time_contenders(contenders, static_cast<size_t>(num_sets),
+                                        std::max(5.0, size * 3 / 3e6)));
+      for (size_t i = 0; i < kernels.size(); ++i) {
+        const Times& t = contenders[i].times;
+        const bool is_scales = std::string_view(kernels[i].name) == "scales";
+        const double bytes = size * kernels[i].bytes / (is_scales ? 4 : 1);
+        const double floor_us = bytes / memset_gb_s / 1e3;
+        fmt::print("{:<12} {:>6} {:>6} {:>9.1f} {:>9.1f} {:>9.1f} {:>7.0f} {:>5.0f}%\n",
+                   kernels[i].name, rows, is_scales ? cols / 4 : cols, t.cold_us, t.rot_us,
+                   floor_us, bytes / t.rot_us / 1e3, 100 * floor_us / t.rot_us);
+        out["quantizers"].push_back(Json{{"kernel", kernels[i].name},
+                                         {"rows", rows},
+                                         {"cols", is_scales ? cols / 4 : cols},
+                                         {"cold_us", t.cold_us},
+                                         {"rot_us", t.rot_us},
+                                         {"floor_us", floor_us}});
+      }
+    }
+    return options_.json.empty() ? Status() : write_file_atomic(options_.json, dump_json(out, 1));
+  }
+
   Result<Json> time_case(const BenchCase& c) {
     const GemmShape& s = c.shape;
     const double in_bytes = has_fp8_tokens(s.mma) ? 1 : 2;
@@ -850,6 +938,8 @@ Result<Options> parse(int argc, char** argv) {
       options.segments = std::atoi(value().c_str());
     } else if (word == "--skip-peer") {
       options.skip_peer = true;
+    } else if (word == "--quantizers") {
+      options.quantizers = true;
     } else if (word == "--gradients") {
       options.gradients = true;
     } else if (word == "--scoring") {
@@ -861,7 +951,8 @@ Result<Options> parse(int argc, char** argv) {
     } else {
       return invalid(
           "unknown argument {}; expected --json FILE, --bundle FILE, --filter TEXT, "
-          "--search N, --segments N, --skip-peer, --bf16, --mma NAME, --gradients, --scoring",
+          "--search N, --segments N, --skip-peer, --bf16, --mma NAME, --gradients, --quantizers, "
+          "--scoring",
           word);
     }
   }

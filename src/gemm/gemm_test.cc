@@ -14,7 +14,9 @@
 #include "cuda/fake_driver.h"
 #include "gemm/fp4.h"
 #include "gemm/kernel_text.h"
+#include "gemm/no_compiler.h"
 #include "gemm/quantize.h"
+#include "gemm/quantizer.h"
 #include "gemm/reference.h"
 #include "tensor/float_formats.h"
 
@@ -22,19 +24,6 @@ namespace volley::gemm {
 namespace {
 
 using testing::HasSubstr;
-
-class NoCompiler : public jit::Compiler {
- public:
-  const std::string& id() const override { return id_; }
-  Result<jit::Compiled> compile(const jit::KernelSource&, std::string_view) const override {
-    return jit::Compiled{.cubin =
-                             "\x7f"
-                             "ELF"};  // all the stand-in driver asks for
-  }
-
- private:
-  std::string id_ = "none";
-};
 
 class GemmTest : public testing::Test {
  protected:
@@ -208,6 +197,14 @@ TEST(KernelText, KernelsCompileWithoutSpills) {
                         .num_groups = 8,
                         .expected_m = 64});
     }
+    shapes.push_back({.mma = mma,
+                      .out = OutKind::kF32,
+                      .grouping = Grouping::kRowIndex,
+                      .m = 4096,
+                      .n = 4096,
+                      .k = 7168,
+                      .num_groups = 2,
+                      .group_align = 256});
   }
   for (const MmaKind mma : {MmaKind::kFp8Rows, MmaKind::kBf16}) {
     for (const Grouping grouping : {Grouping::kDense, Grouping::kAlongK}) {
@@ -248,19 +245,40 @@ TEST(KernelText, KernelsCompileWithoutSpills) {
     source.flags = {"--ptxas-options=-v"};
     const auto compiled = (*nvrtc)->compile(source, "sm_90a");
     ASSERT_TRUE(compiled) << compiled.error().message;
-    // A wide tile's threads hold 208 floats: they may spill what they need once a tile.
-    const size_t spill = compiled->log.find(" bytes spill stores");
-    ASSERT_NE(spill, std::string::npos) << compiled->log;
-    const int spilled = std::atoi(compiled->log.c_str() + compiled->log.rfind(' ', spill - 1));
-    // So may the producer of a product along K, for its walk over the groups.
+    const auto bytes_of = [&](const char* what) {
+      const size_t at = compiled->log.find(what);
+      return at == std::string::npos
+                 ? -1
+                 : std::atoi(compiled->log.c_str() + compiled->log.rfind(' ', at - 1));
+    };
+    // A wide tile's threads hold 208 floats: they may spill what they need once a tile. So may the
+    // producer of a product along K, for its walk over the groups.
     const bool along_k = config.grouping == Grouping::kAlongK;
-    EXPECT_LE(spilled, config.n_waves() > 1 ? 96
-                       : along_k            ? 24
-                                            : 0)
-        << source.name << compiled->log;
+    const int most = config.n_waves() > 1 ? 96 : along_k ? 24 : 0;
+    const int spilled = bytes_of(" bytes spill stores"), stack = bytes_of(" bytes stack frame");
+    EXPECT_GE(spilled, 0) << compiled->log;
+    EXPECT_LE(spilled, most) << source.name << compiled->log;
+    EXPECT_LE(stack, most) << "sums in local memory: " << source.name << compiled->log;
     EXPECT_THAT(compiled->log, testing::Not(HasSubstr("serialized"))) << source.name;
     EXPECT_THAT(compiled->log, testing::Not(HasSubstr("warning"))) << source.name;
   }
+}
+
+TEST(KernelText, TheQuantisersCompileWithoutSpills) {
+  const jit::KernelSource plain = quantizer_source();
+  const auto closure = jit::include_closure(plain);
+  ASSERT_TRUE(closure) << closure.error().message;
+  EXPECT_EQ(closure->size(), plain.headers.size());
+  auto nvrtc = jit::load_nvrtc();
+  if (!nvrtc) GTEST_SKIP() << "not run: " << nvrtc.error().message;
+  jit::KernelSource source = plain;
+  source.flags = {"--ptxas-options=-v"};
+  const auto compiled = (*nvrtc)->compile(source, "sm_90a");
+  ASSERT_TRUE(compiled) << compiled.error().message;
+  EXPECT_THAT(compiled->log, HasSubstr(" 0 bytes spill stores"));
+  // Two registers at most, around the rare path of a division.
+  EXPECT_THAT(compiled->log, testing::Not(testing::ContainsRegex("[1-9][0-9]+ bytes spill")));
+  EXPECT_THAT(compiled->log, testing::Not(HasSubstr("warning")));
 }
 
 TEST(Quantize, RowsKeepWithinHalfAStepAndScalesAreMMajor) {

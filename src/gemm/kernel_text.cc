@@ -106,7 +106,8 @@ extern "C" __global__ void __launch_bounds__({}, {})
   add_device_headers(source, [&](std::string_view name) {
     // Only what can be in its closure.
     const bool fp4_kernel = name.find("fp4_") != name.npos && name.ends_with("kernel.h");
-    return (config.fp4() || !fp4_kernel) && name.find("scoring_") == name.npos;
+    return (config.fp4() || !fp4_kernel) && name.find("scoring_") == name.npos &&
+           name.find("quantize_") == name.npos;
   });
   source.headers.push_back(
       {"gemm/device/sm90/wgmma_instruction.h", wgmma_header(config.mma, config.mma_n())});

@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kGroup = 128;
 constexpr float kMaxE4m3 = 448.0F;
 constexpr float kMinAmax = 1e-4F;
+constexpr uint8_t kNan = 0x7F;
 
 float scale_of(float amax, bool power_of_two) {
   const float scale = std::max(amax, kMinAmax) / kMaxE4m3;
@@ -37,7 +38,8 @@ float quantize_group(const float* x, int64_t rows, int64_t cols, int64_t stride,
   const float scale = scale_of(amax, power_of_two);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < cols; ++c) {
-      out[r * stride + c] = float_to_e4m3(x[r * stride + c] / scale);
+      const float q = x[r * stride + c] / scale;
+      out[r * stride + c] = std::isnan(q) ? kNan : float_to_e4m3(q);  // whatever the sign
     }
   }
   return scale;
@@ -63,6 +65,21 @@ Result<QuantizedRows> quantize_rows(std::span<const float> x, int64_t m, int64_t
     }
   }
   return out;
+}
+
+Result<QuantizedRows> quantize_columns(std::span<const float> x, int64_t m, int64_t n,
+                                       bool power_of_two) {
+  if (m < 0 || n < 0) return invalid("quantize_columns: [{}, {}]", m, n);
+  VOLLEY_TRY_STATUS(check_size(x.size(), m * n, "quantize_columns"));
+  const int64_t k = (m + kGroup - 1) / kGroup * kGroup;
+  if (k == 0) return QuantizedRows{};
+  std::vector<float> transposed(static_cast<size_t>(n * k));
+  for (int64_t r = 0; r < m; ++r) {
+    for (int64_t c = 0; c < n; ++c) {
+      transposed[static_cast<size_t>(c * k + r)] = x[static_cast<size_t>(r * n + c)];
+    }
+  }
+  return quantize_rows(transposed, n, k, power_of_two);
 }
 
 Result<QuantizedWeight> quantize_weight(std::span<const float> x, int64_t num_groups, int64_t n,

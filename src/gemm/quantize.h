@@ -1,7 +1,7 @@
 #pragma once
 
 // Quantisers to FP8 and the layouts of scales, on the host: for checkpoints, tests and as the
-// reference of device quantisers.
+// reference of the device's (quantizer.h, which says what becomes of NaN and infinity).
 //
 // A group's scale is amax / 448, amax clamped to at least 1e-4 so that a group of zeros has a scale
 // that divides; a value is float_to_e4m3(x / scale), both divisions rounded to float. With
@@ -29,6 +29,10 @@ struct QuantizedWeight {
 // One scale for each 1x128 of `x`, [m, k] row-major; k % 128 == 0.
 Result<QuantizedRows> quantize_rows(std::span<const float> x, int64_t m, int64_t k,
                                     bool power_of_two = false);
+
+// The same of x, [m, n] row-major, transposed: [n, m rounded up to 128], zeros behind.
+Result<QuantizedRows> quantize_columns(std::span<const float> x, int64_t m, int64_t n,
+                                       bool power_of_two = false);
 
 // One scale for each 128x128 of every [n, k] matrix of `x`; edge groups in n may be smaller.
 Result<QuantizedWeight> quantize_weight(std::span<const float> x, int64_t num_groups, int64_t n,

@@ -219,7 +219,8 @@ extern "C" __global__ void __launch_bounds__({}, 1)
       kScoringThreads, kKernelEntry, initializer(config));
   add_device_headers(source, [](std::string_view name) {
     const bool other_kernel = name.ends_with("kernel.h") && name.find("scoring_") == name.npos;
-    return !other_kernel && name.find("tile_scheduler") == name.npos;
+    return !other_kernel && name.find("tile_scheduler") == name.npos &&
+           name.find("quantize_") == name.npos;
   });
   // One instruction for each width; they are told apart by their accumulators.
   const int first = config.part_queries(0) * config.heads;

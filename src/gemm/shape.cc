@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 
 #include "gemm/device/tile_scheduler.h"
 #include "gemm/fp4_plan.h"
+#include "gemm/plan.h"
 
 namespace volley::gemm {
 namespace {
@@ -59,10 +59,6 @@ const char* name_of(Grouping grouping) {
   return "";
 }
 
-bool groups_share_rows(const GemmShape& shape) {
-  return shape.grouping == Grouping::kRowIndex || shape.grouping == Grouping::kPrefixSum;
-}
-
 // Rows that one weight is likely to meet.
 int rows_per_group(const GemmShape& shape) {
   if (shape.grouping == Grouping::kDense || shape.grouping == Grouping::kAlongK) return shape.m;
@@ -106,9 +102,6 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
   base.out = shape.out;
   base.grouping = shape.grouping;
   base.segments = segments_of(shape);
-  const auto fits_groups = [&](int tile_m) {
-    return !groups_share_rows(shape) || shape.group_align % tile_m == 0;
-  };
   for (const int multicast : {1, 2}) {
     // A partner needs a column tile of its own.
     for (const int tile_m : {64, 128, 256}) {
@@ -119,7 +112,7 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
         config.multicast = multicast;
         if (multicast == 2 && shape.n <= tile_n) continue;
         if (tile_n < 64 && tile_m > 128) continue;
-        if (fits_groups(tile_m)) add_candidate(config, device, out);
+        if (fits_groups(shape, tile_m)) add_candidate(config, device, out);
       }
     }
     // Gradients have as many rows as columns: nothing to swap.
@@ -134,7 +127,7 @@ std::vector<GemmConfig> candidates(const GemmShape& shape, const DeviceSpec& dev
           config.multicast = multicast;
           config.ctas_per_sm = ctas_per_sm;
           if (multicast == 2 && shape.n <= tile_n) continue;
-          if (!fits_groups(tile_m)) continue;
+          if (!fits_groups(shape, tile_m)) continue;
           // Two CTAs share 65536 registers; the accumulators may take half of a thread's.
           const int registers = 65536 / (ctas_per_sm * config.num_threads());
           if (ctas_per_sm > 1 && config.accumulator_floats() * 2 > registers) continue;
@@ -223,14 +216,7 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   const double m_units = std::ceil(std::ceil(rows / c.tile_m) / cluster_m) * groups;
   const double n_units = ceil_div(ceil_div(shape.n, c.tile_n), cluster_n);
   const double ctas = m_units * n_units * c.cluster();
-  // Clusters of 4 leave some SMs of the larger GPCs idle.
-  const double slots =
-      std::floor(device.num_sms * c.ctas_per_sm / c.cluster() * (c.cluster() > 2 ? 0.97 : 1.0)) *
-      c.cluster();
-  const double rounds = std::ceil(ctas / slots);
-  // CTAs that share an SM even out: their last round is as short as its work.
-  const double worked_rounds = c.ctas_per_sm == 1 ? rounds : std::max(ctas / slots, 1.0);
-  const double sharing = std::clamp(ctas / device.num_sms, 1.0, 1.0 * c.ctas_per_sm);
+  const Occupancy on = occupancy(ctas, c, device);
   const double blocks = std::ceil(static_cast<double>(shape.k) / c.k_per_stage() /
                                   (c.split_k ? c.segments
                                    : along_k ? groups
@@ -240,8 +226,8 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   CandidateConfig out;
   out.config = c;
   const BlockClocks block = block_clocks(c, model);
-  const double all_blocks = worked_rounds * blocks / clock;
-  out.mma_us = all_blocks * block.mma * sharing;
+  const double all_blocks = on.worked_rounds * blocks / clock;
+  out.mma_us = all_blocks * block.mma * on.sharing;
   out.chain_us = all_blocks * block.chain;
   out.copy_us = all_blocks * block.copy;
   const double elements = element_bytes(shape.mma);
@@ -250,7 +236,7 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
                        static_cast<double>(operands) * shape.n * shape.k * elements +
                        rows * groups * shape.n * out_bytes(shape.out);
   out.dram_us = bytes / device.dram_bytes_per_ns / 1e3;
-  out.fill = ctas / (rounds * slots);
+  out.fill = on.fill;
 
   // What a tile costs beside its blocks: its store; its cluster; the sums of its segments.
   const bool waits_for_stores = !c.swap_ab && c.store_chunks < 2;
@@ -259,7 +245,7 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
                              (c.multicast > 1 ? model.cluster : 0) + (c.split_k ? model.split : 0) +
                              (c.serial_segments() > 1 ? c.accumulator_floats() * 3 : 0);
   const double sm_us = std::max({out.mma_us, out.chain_us, out.copy_us}) +
-                       worked_rounds * tile_clocks * sharing / clock;
+                       on.worked_rounds * tile_clocks * on.sharing / clock;
   out.us = device.launch_us + model.fill / clock + std::max(sm_us, out.dram_us) +
            model.beside * std::min(sm_us, out.dram_us);
   // Walking over groups takes registers that the widest tiles do not have.
@@ -271,10 +257,6 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   return out;
 }
 
-auto order_of(const GemmConfig& c) {
-  return std::tuple(c.swap_ab, c.tile_m, c.tile_n, c.split_k, c.multicast, c.ctas_per_sm);
-}
-
 std::vector<CandidateConfig> rank_for_rows(const GemmShape& shape, const DeviceSpec& device,
                                            int rows) {
   if (has_fp4_weights(shape.mma)) return rank_fp4_configs(shape, device, rows);
@@ -282,10 +264,7 @@ std::vector<CandidateConfig> rank_for_rows(const GemmShape& shape, const DeviceS
   for (const GemmConfig& config : candidates(shape, device)) {
     ranked.push_back(cost(shape, device, config, rows));
   }
-  std::sort(ranked.begin(), ranked.end(), [](const CandidateConfig& a, const CandidateConfig& b) {
-    if (a.us != b.us) return a.us < b.us;
-    return order_of(a.config) < order_of(b.config);
-  });
+  sort_by_cost(ranked);
   return ranked;
 }
 

@@ -484,6 +484,9 @@ Index block_index() {
 Index grid_dim() {
   return {static_cast<unsigned>(machine->spec().num_ctas)};
 }
+int lane() {
+  return machine->lane();
+}
 u32 rank_in_cluster() {
   return static_cast<u32>(machine->self().cta);
 }

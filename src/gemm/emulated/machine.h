@@ -52,6 +52,7 @@ Index thread_index();
 Index block_index();
 Index grid_dim();
 u32 rank_in_cluster();
+int lane();
 
 u32 smem_base();
 u32 map_address(u32 address, u32 rank);

@@ -584,40 +584,39 @@ struct GemmKernel {
   __device__ __forceinline__ void store_boxes(const float (&sum)[kWaves][kAccum],
                                               const TensorMap& d_map, const Tile& tile,
                                               const Thread& me, int& num_stored, bool add) const {
-    constexpr int kCols = C.store_cols(), kChunks = kN / kCols;
+    constexpr int kCols = C.store_cols(), kBoxes = kWaves * kN / kCols;
+    // One loop: of two, nested, the compiler keeps the outer one, and the sums in local memory.
 #pragma unroll
-    for (int w = 0; w < kWaves; ++w) {
+    for (int box = 0; box < kBoxes; ++box) {
+      const int w = box / (kBoxes / kWaves), c = box % (kBoxes / kWaves);
+      const u32 chunk = smem + kSmem.store + me.warpgroup * kSmem.store_bytes +
+                        num_stored % C.store_chunks * (kMmaRows * kStoreRowBytes);
+      ++num_stored;
+      if (me.index == 0) tma_store_wait_read<C.store_chunks - 1>();
+      warpgroup_barrier(1 + me.warpgroup);
+      const float* of_box = sum[w] + c * (kCols / 2);
+      if constexpr (C.out == OutKind::kF32) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const u32 chunk = smem + kSmem.store + me.warpgroup * kSmem.store_bytes +
-                          num_stored % C.store_chunks * (kMmaRows * kStoreRowBytes);
-        ++num_stored;
-        if (me.index == 0) tma_store_wait_read<C.store_chunks - 1>();
-        warpgroup_barrier(1 + me.warpgroup);
-        if constexpr (C.out == OutKind::kF32) {
-#pragma unroll
-          for (int i = 0; i < kCols / 2; i += 2) {
-            const float* s = sum[w] + c * (kCols / 2) + i;
-            store_shared_2(chunk + store_offset_f32(me.index, i), s[0], s[1]);
-          }
-        } else {
-#pragma unroll
-          for (int p = 0; p < kCols / 16; ++p) {
-            const float* s = sum[w] + (c * kCols / 16 + p) * 8;
-            store_matrices_x4(chunk + store_offset(me.warp, me.lane, p), pack_bf16(s[0], s[1]),
-                              pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
-          }
+        for (int i = 0; i < kCols / 2; i += 2) {
+          store_shared_2(chunk + store_offset_f32(me.index, i), of_box[i], of_box[i + 1]);
         }
-        fence_to_async();
-        warpgroup_barrier(1 + me.warpgroup);
-        if (me.index == 0) {
-          const int x = tile.col + wave_col(w) + c * kCols;
-          const int y = tile.row + wave_row(me.warpgroup, w);
-          if (C.out == OutKind::kF32 && add) {
-            tma_add(d_map, chunk, x, y, tile.d_slab);
-          } else {
-            tma_store(d_map, chunk, x, y, tile.d_slab);
-          }
+      } else {
+#pragma unroll
+        for (int p = 0; p < kCols / 16; ++p) {
+          const float* s = of_box + 8 * p;
+          store_matrices_x4(chunk + store_offset(me.warp, me.lane, p), pack_bf16(s[0], s[1]),
+                            pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
+        }
+      }
+      fence_to_async();
+      warpgroup_barrier(1 + me.warpgroup);
+      if (me.index == 0) {
+        const int x = tile.col + wave_col(w) + c * kCols;
+        const int y = tile.row + wave_row(me.warpgroup, w);
+        if (C.out == OutKind::kF32 && add) {
+          tma_add(d_map, chunk, x, y, tile.d_slab);
+        } else {
+          tma_store(d_map, chunk, x, y, tile.d_slab);
         }
       }
     }
@@ -740,7 +739,7 @@ struct GemmKernel {
                                         const Tile& tile, const Thread& me, int& num_stored) const {
     if constexpr (C.stores_boxes()) {
       bool add_in_place = false;
-      if constexpr (C.out == OutKind::kF32) {
+      if constexpr (C.out == OutKind::kF32 && C.simple_rows()) {
         add_in_place = params.c == params.d;
         if (params.c != nullptr && !add_in_place) add_c(sum, tile, me);
       }
@@ -753,7 +752,9 @@ struct GemmKernel {
   __device__ __forceinline__ void store_directly(float (&sum)[kWaves][kAccum], const Tile& tile,
                                                  const Thread& me) const {
     if constexpr (C.out == OutKind::kF32) {
-      if (params.c != nullptr) add_c(sum, tile, me);
+      if constexpr (C.simple_rows()) {
+        if (params.c != nullptr) add_c(sum, tile, me);
+      }
       store_f32(sum, tile, me);
     } else if constexpr (C.swap_ab) {
       store_bf16_swapped(sum[0], tile, me);

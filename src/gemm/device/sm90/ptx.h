@@ -274,7 +274,7 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   return packed;
 }
 
-// Two floats as e4m3, rounded to nearest even, at most 448; `low` in the low byte.
+// Two floats as e4m3, rounded to nearest even, at most 448; `low` in the low byte. NaN is 0x7F.
 __device__ __forceinline__ u32 pack_e4m3(float low, float high) {
   u16 packed;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
@@ -359,6 +359,9 @@ __device__ __forceinline__ void store_shared_4(u32 address, float a, float b, fl
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
                "f"(d)
                : "memory");
+}
+__device__ __forceinline__ void store_shared_1(u32 address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 __device__ __forceinline__ void store_shared_2(u32 address, float a, float b) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");

@@ -46,6 +46,15 @@ inline float __fmul_rn(float a, float b) {
 inline float __fadd_rn(float a, float b) {
   return a + b;
 }
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline float __uint_as_float(u32 bits) {
+  return std::bit_cast<float>(bits);
+}
+inline void atomicMax(unsigned int* at, unsigned int value) {
+  *at = *at < value ? value : *at;
+}
 inline float __fmaf_rn(float a, float b, float c) {
   return std::fma(a, b, c);
 }
@@ -72,6 +81,9 @@ template <class T>
 T __shfl_sync(u32, T value, int lane) {
   static_assert(sizeof(T) == 4);
   return std::bit_cast<T>(static_cast<u32>(emulated::shuffle(std::bit_cast<u32>(value), lane)));
+}
+inline float __shfl_xor_sync(u32 mask, float value, int lanes) {
+  return __shfl_sync(mask, value, emulated::lane() ^ lanes);
 }
 
 extern unsigned char dynamic_smem[];
@@ -211,7 +223,8 @@ inline u32 pack_bf16(float low, float high) {
   return float_to_bf16(low) | static_cast<u32>(float_to_bf16(high)) << 16;
 }
 inline u32 pack_e4m3(float low, float high) {
-  return float_to_e4m3(low) | static_cast<u32>(float_to_e4m3(high)) << 8;
+  const auto pack = [](float x) -> u32 { return std::isnan(x) ? 0x7F : float_to_e4m3(x); };
+  return pack(low) | pack(high) << 8;
 }
 inline float relu(float value) {
   return value < 0 ? 0.0F : value + 0.0F;  // -0 becomes 0
@@ -257,11 +270,14 @@ inline u32 load_shared_byte(u32 address) {
 inline void store_shared_word(u32 address, u32 value) {
   emulated::write_shared(address, &value, sizeof(value));
 }
-inline void store_shared_16(u32 address, const uint4& value) {
-  emulated::write_shared(address, &value, sizeof(value));
-}
 inline void store_shared_4(u32 address, float a, float b, float c, float d) {
   const float4 value = {a, b, c, d};
+  emulated::write_shared(address, &value, sizeof(value));
+}
+inline void store_shared_1(u32 address, float value) {
+  emulated::write_shared(address, &value, sizeof(value));
+}
+inline void store_shared_16(u32 address, const uint4& value) {
   emulated::write_shared(address, &value, sizeof(value));
 }
 inline void store_shared_2(u32 address, float a, float b) {
