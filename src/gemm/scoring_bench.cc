@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <thread>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -116,6 +117,13 @@ class ScoringBench {
     fmt::print("{}, driver {}\n{:<40} {:>8} {:>8} {:>8} {:>7} {:>6} {:>6}  {:>8} {:>8}  {}\n",
                context_->info().name, driver_->version(), "scoring", "cold us", "rot us",
                "floor us", "TFLOP/s", "GB/s", "floor%", "lt same", "lt raw", "configuration");
+    std::vector<jit::KernelSource> sources;
+    for (const BenchCase& c : bench_cases()) {
+      if (!matches(c.name)) continue;
+      for (const ScoringConfig& config : configs(c.shape)) sources.push_back(kernel_source(config));
+    }
+    VOLLEY_TRY_STATUS(kernels_->warm_up(
+        sources, static_cast<int>(std::max(1U, std::thread::hardware_concurrency())), nullptr));
     Json rows = Json::array();
     for (const BenchCase& c : bench_cases()) {
       if (!matches(c.name)) continue;

@@ -31,6 +31,7 @@ class Gpu {
   const cuda::Context& context() const { return *context_; }
   const cuda::Stream& stream() const { return *stream_; }
   Scoring& scoring() const { return *scoring_; }
+  jit::KernelLibrary& kernels() { return *kernels_; }
 
  private:
   Gpu() {
@@ -231,6 +232,14 @@ TEST_F(ScoringGpu, ManySequencesAndRows) {
 // Law 1 on the device: a row has the same bits alone or among others, in every tile, in whatever
 // number of next rows, paged or not.
 TEST_F(ScoringGpu, ARowHasTheSameBitsPagedOrNotAloneOrAmongOthers) {
+  std::vector<ScoringShape> every;
+  for (const KeyKind keys : {kFp8, kMxFp4}) {
+    for (const int heads : {64, 32}) {
+      every.push_back({.keys = keys, .heads = heads, .num_rows = 12});
+      every.push_back({.keys = keys, .paged = true, .heads = heads, .next_n = 12});
+    }
+  }
+  warm_up(every);
   for (const KeyKind keys : {kFp8, kMxFp4}) {
     for (const int heads : {64, 32}) {
       const ScoringShape shape = {.keys = keys,
@@ -302,6 +311,19 @@ TEST_F(ScoringGpu, ARowHasTheSameBitsPagedOrNotAloneOrAmongOthers) {
 }
 
 TEST_F(ScoringGpu, EveryNumberOfQueriesAndStagesComputesTheSame) {
+  const auto config_of = [](KeyKind keys, int queries) {
+    ScoringConfig config =
+        scoring_config(keys, false, 64, 128, queries, Gpu::get().scoring().device());
+    config.num_stages = 4;
+    return config;
+  };
+  std::vector<jit::KernelSource> sources;
+  for (const KeyKind keys : {kFp8, kMxFp4}) {
+    for (const int queries : {1, 2, 3, 4}) {
+      sources.push_back(kernel_source(config_of(keys, queries)));
+    }
+  }
+  ASSERT_TRUE(Gpu::get().kernels().warm_up(sources, 8, nullptr));
   for (const KeyKind keys : {kFp8, kMxFp4}) {
     const HostScoring host = ragged({.keys = keys, .num_rows = 101, .num_keys = 2000}, 11);
     DeviceScoring device(host);
@@ -309,8 +331,7 @@ TEST_F(ScoringGpu, EveryNumberOfQueriesAndStagesComputesTheSame) {
     ASSERT_EQ(check_logits(host, first, device.stride(), OutsideRange::kUntouched, 211), "");
     for (const int queries : {1, 2, 3, 4}) {
       ScoringArgs args = device.args();
-      args.config = scoring_config(keys, false, 64, 128, queries, Gpu::get().scoring().device());
-      args.config->num_stages = 4;
+      args.config = config_of(keys, queries);
       const auto again = device.run(args);
       ASSERT_EQ(again.size(), first.size());
       EXPECT_EQ(std::memcmp(again.data(), first.data(), first.size() * 4), 0)
@@ -389,6 +410,29 @@ TEST_F(ScoringGpu, RunsAgainAndAgainTheSame) {
     for (int i = 0; i < 30; ++i) {
       const auto again = device.run(device.args());
       ASSERT_EQ(std::memcmp(again.data(), first.data(), first.size() * 4), 0) << "run " << i;
+    }
+    // Paged, launches that overlap their neighbours.
+    const ScoringShape shape = {.keys = keys,
+                                .paged = true,
+                                .num_rows = 64,
+                                .num_keys = 4096,
+                                .num_sequences = 32,
+                                .next_n = 2};
+    std::vector<int32_t> lens;
+    for (int i = 0; i < 32; ++i) lens.push_back(4096 - 119 * i);
+    const HostScoring paged = random_scoring(shape, lens, {}, 14);
+    DeviceScoring on_device(paged);
+    const auto shared = on_device.run(on_device.args());
+    EXPECT_EQ(check_logits(paged, shared, on_device.stride(), OutsideRange::kUntouched, 997), "");
+    const auto call = Gpu::get().scoring().prepare(on_device.args());
+    ASSERT_TRUE(call) << call.error().message;
+    for (int i = 0; i < 10; ++i) {
+      on_device.poison();
+      for (int j = 0; j < 10; ++j) {
+        ASSERT_TRUE(Gpu::get().scoring().launch(*call, Gpu::get().stream().get()));
+      }
+      const auto again = on_device.download();
+      ASSERT_EQ(std::memcmp(again.data(), shared.data(), shared.size() * 4), 0) << "run " << i;
     }
   }
 }

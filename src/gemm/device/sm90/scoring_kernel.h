@@ -50,7 +50,6 @@ struct ScoringKernel {
   static constexpr int kOctets = C.heads / 8;  // of one query
   static constexpr int kQueries = C.queries;
   static constexpr int kSteps = C.steps();
-  static constexpr int kMathWarps = 4 * kScoringMathWarpgroups;
   static constexpr int kWarps = kScoringThreads / 32;
   static constexpr u32 kTileBytes = C.tile_bytes() + C.tile_scale_bytes();
   static constexpr u32 kEveryLane = 0xffffffffu;
@@ -101,8 +100,8 @@ struct ScoringKernel {
       mbarrier_init(empty(i), 4);  // the warps of the warpgroup that takes this stage
     }
     for (int i = 0; i < 2; ++i) {
-      mbarrier_init(q_full(i), 1);
-      mbarrier_init(q_empty(i), kMathWarps);
+      mbarrier_init(q_full(i), 32);                                    // each thread that wrote
+      mbarrier_init(q_empty(i), kScoringMathWarpgroups * kWarpgroup);  // and that read
       mbarrier_init(turn(i), 4);
     }
     fence_mbarrier_init();
@@ -172,9 +171,7 @@ struct ScoringKernel {
       store_shared_word(words + 16 + 8 * lane, range.begin);
       store_shared_word(words + 20 + 8 * lane, range.end);
     }
-    __syncwarp();
-    if (lane != 0) return;
-    if (tile.num_tiles == 0) {
+    if (lane != 0 || tile.num_tiles == 0) {
       mbarrier_arrive(q_full(buffer));
       return;
     }
@@ -714,8 +711,7 @@ struct ScoringKernel {
         next += 2 * count;
       }
       base += num_tiles;
-      __syncwarp();
-      if (me.lane == 0) mbarrier_arrive(q_empty(buffer));
+      mbarrier_arrive(q_empty(buffer));
     }
   }
 
