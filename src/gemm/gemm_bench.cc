@@ -663,6 +663,33 @@ class Bench {
         scales.push_back(std::move(scale));
         tensors.push_back(std::move(tensor));
       }
+      // For the packers: weights that were quantised before.
+      struct Weight {
+        cuda::Buffer values, scales, tensor_scales, tiles, row_scales;
+      };
+      std::vector<Weight> weights[2];
+      const MmaKind formats[] = {MmaKind::kMxFp4, MmaKind::kNvFp4};
+      for (const int nv : {0, 1}) {
+        for (const Bf16Matrix& matrix : x) {
+          const auto bytes = static_cast<size_t>(size);
+          Weight w;
+          VOLLEY_TRY(w.values, cuda::Buffer::allocate(*context_, bytes / 2));
+          VOLLEY_TRY(w.scales, cuda::Buffer::allocate(*context_, bytes / 16));
+          VOLLEY_TRY(w.tensor_scales, cuda::Buffer::allocate(*context_, 16));
+          VOLLEY_TRY(w.tiles, cuda::Buffer::allocate(*context_, bytes * 9 / 16));
+          VOLLEY_TRY(w.row_scales,
+                     cuda::Buffer::allocate(*context_, static_cast<size_t>(rows) * 4));
+          VOLLEY_TRY_STATUS(q.quantize_fp4(matrix, formats[nv], w.values.get(), w.scales.get(),
+                                           w.tensor_scales.get(), stream_->get()));
+          weights[nv].push_back(std::move(w));
+        }
+      }
+      const auto pack = [&](int nv, size_t i) {
+        const Weight& w = weights[nv][i];
+        return q.pack_fp4(formats[nv], 1, rows, cols, w.values.get(), w.scales.get(),
+                          w.tensor_scales.get(), w.tiles.get(), w.row_scales.get(), 0,
+                          stream_->get());
+      };
       struct Named {
         const char* name;
         double bytes;  // of a value
@@ -693,6 +720,8 @@ class Bench {
              return q.quantize_fp4(x[i], MmaKind::kNvFp4, values[i].get(), scales[i].get(),
                                    tensors[i].get(), s);
            }},
+          {"pack mx", 1 + 1.0 / 16, [&](size_t i) { return pack(0, i); }},
+          {"pack nv", 1 + 1.0 / 8, [&](size_t i) { return pack(1, i); }},
           // The scales of a matrix 128 times as wide.
           {"scales", 8, [&](size_t i) {
              return q.scales_to_m_major(inputs[i].get(), 1, rows, cols / 4, values[i].get(), 0, s);

@@ -387,6 +387,16 @@ std::vector<CandidateCase> candidate_cases() {
       cases.push_back({shape, 5});
     }
     cases.push_back({{.mma = mma, .out = OutKind::kF32, .m = 99, .n = 264, .k = 512}, 4, true});
+    // Room for the widest tiles.
+    cases.push_back({{.mma = mma,
+                      .grouping = Grouping::kRowIndex,
+                      .m = 1024,
+                      .n = 264,
+                      .k = 512,
+                      .num_groups = 3,
+                      .group_align = 256,
+                      .segments = 1},
+                     5});
   }
   const auto gradient = [&](MmaKind mma, Grouping grouping, int m, bool with_c) {
     GemmShape shape = {

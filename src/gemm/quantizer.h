@@ -66,17 +66,37 @@ class Quantizer {
                       cuda::DevicePtr scales, cuda::DevicePtr tensor_scales,
                       cuda::CuStream stream) const;
 
+  // pack_fp4() of fp4.h: such weights to the tiles and row scales that kMxFp4 and kNvFp4 products
+  // read. [num_groups, n, k], k a multiple of 128. `num_rounded`: 0, or a 64-bit count on the
+  // device of what PackedFp4::num_rounded counts. Scales must be numbers, which pack_fp4() checks.
+  Status pack_fp4(MmaKind format, int num_groups, int n, int k, cuda::DevicePtr values,
+                  cuda::DevicePtr scales, cuda::DevicePtr tensor_scales, cuda::DevicePtr tiles,
+                  cuda::DevicePtr row_scales, cuda::DevicePtr num_rounded,
+                  cuda::CuStream stream) const;
+
   // Scales float [num_slabs, rows, blocks], packed, to m-major [num_slabs, blocks, out_stride]; the
   // padding is not written.
   Status scales_to_m_major(cuda::DevicePtr scales, int num_slabs, int rows, int blocks,
                            cuda::DevicePtr out, int64_t out_stride, cuda::CuStream stream) const;
 
  private:
-  enum Kernel { kRows, kColumns, kBlocks, kMx, kNv, kAmax, kFinish, kTranspose, kNumKernels };
+  enum Kernel {
+    kRows,
+    kColumns,
+    kBlocks,
+    kMx,
+    kNv,
+    kAmax,
+    kFinish,
+    kTranspose,
+    kPackMx,
+    kPackNv,
+    kNumKernels
+  };
 
   explicit Quantizer(const cuda::Context& context) : context_(context) {}
-  Status launch(Kernel kernel, int64_t num_ctas, const QuantizeParams& params,
-                cuda::CuStream stream) const;
+  // `params`: what the kernel takes.
+  Status launch(Kernel kernel, int64_t num_ctas, const void* params, cuda::CuStream stream) const;
 
   const cuda::Context& context_;
   cuda::Module module_;

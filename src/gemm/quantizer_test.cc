@@ -41,8 +41,8 @@ cuda::FakeDriverLog* fake_log() {
 }
 
 void run_emulated(const cuda::LaunchConfig& config, void** params) {
-  const Status status = emulated::run_quantizer(fake_log()->last_kernel, config.grid_x,
-                                                *static_cast<QuantizeParams*>(params[0]), 7);
+  const Status status =
+      emulated::run_quantizer(fake_log()->last_kernel, config.grid_x, params[0], 7);
   EXPECT_TRUE(status) << status.error().message;
 }
 #else
@@ -312,6 +312,59 @@ TEST_F(QuantizerTest, Fp4IsTheHostsToTheBit) {
   }
 }
 
+// Weights whose rows' scales span what the tiles hold, and more.
+TEST_F(QuantizerTest, PackedFp4IsTheHostsToTheBit) {
+  std::vector<Size> some = {{1, 8, 128, 0}, {2, 72, 384, 0}, {1, 130, 256, 0}};
+  if (!kEmulated) some.push_back({2, 1032, 2048, 0});
+  for (const Size& s : some) {
+    for (const MmaKind format : {MmaKind::kMxFp4, MmaKind::kNvFp4}) {
+      for (const bool wide : {false, true}) {
+        SCOPED_TRACE(fmt::format("{}{}{}", name_of(s), format == MmaKind::kNvFp4 ? ", NV" : ", MX",
+                                 wide ? ", wide" : ""));
+        const bool nv = format == MmaKind::kNvFp4;
+        std::mt19937 random(11);
+        const auto draw = [&](int from, int to) {
+          return static_cast<uint8_t>(std::uniform_int_distribution<int>(from, to)(random));
+        };
+        const auto size = static_cast<size_t>(s.num_slabs) * static_cast<size_t>(s.rows) *
+                          static_cast<size_t>(s.cols);
+        Fp4Weight w;
+        w.values.resize(size / 2);
+        w.scales.resize(size / (nv ? 16 : 32));
+        for (size_t i = 0; i < w.values.size(); ++i) {
+          // Some groups of zeros, of either sign.
+          w.values[i] = i / 16 % 7 == 3 ? draw(0, 1) * 0x88 : draw(0, 255);
+        }
+        for (uint8_t& scale : w.scales) {
+          scale = nv ? draw(wide ? 0 : 40, wide ? 126 : 120) : draw(wide ? 80 : 120, 127);
+        }
+        if (nv) w.tensor_scales.assign(static_cast<size_t>(s.num_slabs), 0.037F);
+        const auto want = gemm::pack_fp4(w.view(format, s.num_slabs, s.rows, s.cols));
+        ASSERT_TRUE(want) << want.error().message;
+        EXPECT_EQ(want->num_rounded > 0, wide);
+        const auto upload = [](const auto& values) {
+          const size_t bytes = values.size() * sizeof(values[0]);
+          auto buffer = cuda::Buffer::allocate(Device::get().context(), bytes);
+          EXPECT_TRUE(buffer && buffer->upload(values.data(), bytes));
+          EXPECT_TRUE(Device::get().context().synchronize());
+          return std::move(*buffer);
+        };
+        const cuda::Buffer values = upload(w.values), scales = upload(w.scales),
+                           tensor_scales = upload(w.tensor_scales);
+        const Output tiles(want->tiles.size()), row_scales(want->row_scales.size() * 4),
+            num_rounded(8);
+        const Status status = Device::get().quantizer().pack_fp4(
+            format, s.num_slabs, s.rows, s.cols, values.get(), scales.get(), tensor_scales.get(),
+            tiles.get(), row_scales.get(), num_rounded.get(), Device::get().stream());
+        ASSERT_TRUE(status) << status.error().message;
+        expect_bytes(tiles.download<uint8_t>(), want->tiles, "tiles");
+        EXPECT_EQ(row_scales.download<float>(), want->row_scales);
+        EXPECT_EQ(num_rounded.download<int64_t>()[0], want->num_rounded);
+      }
+    }
+  }
+}
+
 TEST_F(QuantizerTest, ScalesMoveToTheMMajorLayout) {
   for (const auto& [num_slabs, rows, blocks] :
        {std::tuple{1, 1, 1}, {1, 33, 56}, {3, 70, 5}, {1, 64, 32}}) {
@@ -362,6 +415,10 @@ TEST_F(QuantizerTest, WrongArgumentsAreNamed) {
   EXPECT_FALSE(q.quantize_fp4(good, MmaKind::kFp8, 0x2000, 0x3000, 0, stream));
   EXPECT_FALSE(q.quantize_fp4(good, MmaKind::kNvFp4, 0x2000, 0x3000, 0, stream));
   EXPECT_FALSE(q.scales_to_m_major(0x1000, 1, 4, 1, 0x2000, 2, stream));
+  EXPECT_FALSE(
+      q.pack_fp4(MmaKind::kMxFp4, 1, 8, 100, 0x1000, 0x2000, 0, 0x3000, 0x4000, 0, stream));
+  EXPECT_FALSE(
+      q.pack_fp4(MmaKind::kNvFp4, 1, 8, 128, 0x1000, 0x2000, 0, 0x3000, 0x4000, 0, stream));
 }
 
 }  // namespace

@@ -28,6 +28,19 @@ struct QuantizeParams {
   float* tensor_scales;    // NV: [num_slabs]; until the end the slab's largest magnitude
 };
 
+// FP4 weights of a checkpoint to the tiles of fp4_format.h.
+struct PackFp4Params {
+  const unsigned char* values;  // [num_groups, n, k/2], the even column in the low nibble
+  const unsigned char* scales;  // [num_groups, n, k/32] UE8M0, or [num_groups, n, k/16] e4m3
+  const float* tensor_scales;   // NV: [num_groups]
+  int num_groups;
+  int n;
+  int k;
+  unsigned char* tiles;
+  float* row_scales;
+  unsigned long long* num_rounded;  // null, or zero before
+};
+
 // CTAs of each kernel.
 VOLLEY_HD constexpr long long quantize_rows_ctas(const QuantizeParams& p) {
   return 1LL * p.num_slabs * ceil_div(p.rows, kQuantizeRows) *
@@ -44,6 +57,10 @@ VOLLEY_HD constexpr long long quantize_blocks_ctas(const QuantizeParams& p) {
 VOLLEY_HD constexpr int quantize_fp4_ctas(const QuantizeParams& p) {
   return static_cast<int>((1LL * p.rows * (p.cols / 8) + kQuantizeThreads * kQuantizeChunks - 1) /
                           (kQuantizeThreads * kQuantizeChunks));
+}
+// A warp for each row, those that pad the last strip of 64 included.
+VOLLEY_HD constexpr long long pack_fp4_ctas(const PackFp4Params& p) {
+  return 1LL * p.num_groups * round_up(p.n, 64) / (kQuantizeThreads / 32);
 }
 VOLLEY_HD constexpr long long transpose_scales_ctas(const QuantizeParams& p) {
   return 1LL * p.num_slabs * ceil_div(p.rows, kTransposeTile) * ceil_div(p.cols, kTransposeTile);

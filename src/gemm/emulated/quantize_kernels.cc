@@ -4,7 +4,7 @@
 
 namespace volley::gemm::emulated {
 
-Status run_quantizer(std::string_view entry, int64_t num_ctas, const QuantizeParams& params,
+Status run_quantizer(std::string_view entry, int64_t num_ctas, const void* arguments,
                      uint64_t seed) {
   const LaunchSpec spec = {.num_ctas = static_cast<int>(num_ctas),
                            .num_threads = kQuantizeThreads,
@@ -12,6 +12,12 @@ Status run_quantizer(std::string_view entry, int64_t num_ctas, const QuantizePar
                            .seed = seed};
   const auto run = [&](auto&& kernel) { return run_grid(spec, kernel); };
   const u32 smem = smem_base();
+  if (entry.starts_with("volley_pack")) {
+    const auto& params = *static_cast<const PackFp4Params*>(arguments);
+    if (entry == "volley_pack_mxfp4") return run([&] { pack_fp4<false>(params); });
+    if (entry == "volley_pack_nvfp4") return run([&] { pack_fp4<true>(params); });
+  }
+  const auto& params = *static_cast<const QuantizeParams*>(arguments);
   if (entry == "volley_quantize_rows") return run([&] { quantize_rows(params); });
   if (entry == "volley_quantize_columns") return run([&] { quantize_columns(params, smem); });
   if (entry == "volley_quantize_blocks") return run([&] { quantize_blocks(params, smem); });

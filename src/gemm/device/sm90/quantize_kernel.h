@@ -14,6 +14,7 @@
 // Bits. Divisions and roundings are those of quantize.cc and fp4.cc, one for one: amax / 448 (or
 // 6), x / scale, both IEEE, then nearest even. So are NaN (e4m3 0x7F; e2m1 6) and infinity.
 
+#include "gemm/device/fp4_format.h"
 #include "gemm/device/quantize_params.h"
 #include "gemm/device/sm90/ptx.h"
 
@@ -229,6 +230,11 @@ __device__ __forceinline__ u32 to_e2m1(float value) {
   return value != value ? code : code | (__float_as_uint(value) >> 28 & 8u);
 }
 
+// Of a code without its sign.
+__device__ __forceinline__ float e2m1_magnitude(u32 code) {
+  return code < 2 ? 0.5f * static_cast<float>(code) : __uint_as_float((code + 252u) << 22);
+}
+
 __device__ __forceinline__ float finite(float amax) {
   return amax < kQuantizeMaxFloat ? amax : kQuantizeMaxFloat;
 }
@@ -324,6 +330,128 @@ __device__ __forceinline__ void slab_amax(const QuantizeParams& p) {
 __device__ __forceinline__ void finish_tensor_scales(const QuantizeParams& p) {
   const int slab = static_cast<int>(blockIdx.x) * kQuantizeThreads + static_cast<int>(threadIdx.x);
   if (slab < p.num_slabs) p.tensor_scales[slab] = nv_tensor_scale(p.tensor_scales[slab]);
+}
+
+// e2m1 to the matrix kernels' tiles ---------------------------------------------------------------
+
+// A scale as fp4.cc counts it: 8 * exponent + three bits of mantissa, exponents as e4m3 has them
+// but without an end.
+template <bool kNv>
+__device__ __forceinline__ int wide_code(int scale) {
+  if constexpr (!kNv) return 8 * (scale - 127 + 7);
+  if (scale >= 8) return scale;
+  const int top = scale >= 4 ? 2 : scale >= 2 ? 1 : 0;  // of a denormal's mantissa
+  return 8 * (top - 2) + ((scale << (3 - top)) & 7);
+}
+
+// Four columns of a packed word, and the code that their group's scale becomes.
+struct PackedQuad {
+  u32 word;
+  int code;
+  int num_rounded;
+};
+
+// `nibbles`: four e2m1 values; `has_values`: whether any of their group is not 0.
+template <bool kNv>
+__device__ __forceinline__ PackedQuad pack_quad(u32 nibbles, int scale, bool has_values, int shift,
+                                                int quad) {
+  const bool lives = has_values && !(kNv && scale == 0);
+  const int wide = wide_code<kNv>(scale) - 8 * shift;
+  const int doublings = max_of(0, (kFp4MinCode - wide + 7) / 8);
+  PackedQuad out = {0, lives ? wide + 8 * doublings : kFp4MinCode, 0};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    u32 value = nibbles >> (4 * i) & 15u;
+    const u32 sign = value >> 3;
+    u32 magnitude = lives ? value & 7u : 0u;
+    if (doublings > 0 && magnitude > 0) {
+      const float wanted = ldexpf(e2m1_magnitude(magnitude), -doublings);
+      magnitude = to_e2m1(wanted);
+      out.num_rounded += e2m1_magnitude(magnitude) != wanted;
+    }
+    // kNvFp4Index, a nibble each.
+    const u32 index = kNv ? 0x74635210u >> (4 * magnitude) & 7u : magnitude;
+    out.word |= index << (16 * quad + 4 * i) | sign << (8 * i + (quad == 0 ? 7 : 3));
+  }
+  return out;
+}
+
+// A warp packs a row. Half a warp has a block of 128 columns, a lane the 32-bit word of one step of
+// 32 columns that thread `quarter` of a row's four will hold (fp4_format.h).
+template <bool kNv>
+__device__ __forceinline__ void pack_fp4(const PackFp4Params& p) {
+  constexpr int kCols = kNv ? 16 : 32, kGroups = 128 / kCols, kGroupWords = kCols / 8;
+  constexpr int kMaxCode = kNv ? kNvFp4MaxCode : kMxFp4MaxCode;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const long long padded = blockIdx.x * (kQuantizeThreads / 32) + thread / 32;
+  const int rows = round_up(p.n, kFp4StripRows), blocks = p.k / kFp4BlockCols;
+  const int row = static_cast<int>(padded % rows), in_strip = row % kFp4StripRows;
+  const long long group = padded / rows, source = group * p.n + row;
+  const bool real = row < p.n;
+  const u32* words = reinterpret_cast<const u32*>(p.values) + source * (p.k / 8);
+  const unsigned char* scales = p.scales + source * (p.k / kCols);
+
+  // The row's largest scale, of groups that have values.
+  int top = -(1 << 20);
+  for (int g = lane; real && g < p.k / kCols; g += 32) {
+    u32 any = 0;
+#pragma unroll
+    for (int i = 0; i < kGroupWords; ++i) any |= words[g * kGroupWords + i] & 0x77777777u;
+    if (any != 0 && !(kNv && scales[g] == 0)) top = max_of(top, wide_code<kNv>(scales[g]));
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    top = max_of(top, static_cast<int>(__shfl_xor_sync(0xffffffffu, top, lanes)));
+  }
+  // By whole powers of two, up or down, to where it just fits: rounded up.
+  const int shift = top > -(1 << 20) ? (top - kMaxCode + 7) >> 3 : 0;
+  if (lane == 0) {
+    const float tensor = kNv && real ? p.tensor_scales[group] : 1.0f;
+    p.row_scales[padded] = real ? ldexpf(tensor, shift) : 0.0f;
+  }
+
+  const int step = lane % 16 / 4, quarter = lane % 4;
+  unsigned char* strip = p.tiles + padded / kFp4StripRows * blocks * fp4_tile_bytes(kNv);
+  const int word = step * 2 + in_strip % 16 / 8;
+  const int at =
+      word / 4 * 2048 + (32 * (in_strip / 16) + 4 * (in_strip % 8) + quarter) * 16 + word % 4 * 4;
+  int num_rounded = 0;
+  for (int first = 0; first < blocks; first += 2) {
+    const int block = first + lane / 16;
+    const bool live = real && block < blocks;
+    // Columns 4 * quarter.. and 16 behind them, of this step: two halves of words.
+    u32 low = 0, high = 0;
+    if (live) {
+      const int column_word = block * 16 + step * 4 + quarter / 2;
+      low = words[column_word] >> (16 * (quarter % 2)) & 0xFFFFu;
+      high = words[column_word + 2] >> (16 * (quarter % 2)) & 0xFFFFu;
+    }
+    u32 any_low = low & 0x7777u, any_high = high & 0x7777u;
+#pragma unroll
+    for (int lanes = 1; lanes <= 2; lanes *= 2) {
+      any_low |= __shfl_xor_sync(0xffffffffu, any_low, lanes);
+      any_high |= __shfl_xor_sync(0xffffffffu, any_high, lanes);
+    }
+    if (block >= blocks) continue;
+    const int g = block * kGroups + step * (kGroups / 4);
+    const int low_scale = live ? scales[g] : 0, high_scale = live ? scales[g + kGroups / 4 - 1] : 0;
+    const bool one = !kNv;  // group for both halves
+    const PackedQuad a =
+        pack_quad<kNv>(low, low_scale, (one ? any_low | any_high : any_low) != 0, shift, 0);
+    const PackedQuad b =
+        pack_quad<kNv>(high, high_scale, (one ? any_low | any_high : any_high) != 0, shift, 1);
+    unsigned char* tile = strip + 1LL * block * fp4_tile_bytes(kNv);
+    *reinterpret_cast<u32*>(tile + at) = a.word | b.word;
+    num_rounded += a.num_rounded + b.num_rounded;
+    if (quarter == 0) {
+      unsigned char* codes = tile + fp4_scale_byte(kNv, in_strip, step * (kGroups / 4));
+      codes[0] = static_cast<unsigned char>(a.code);
+      if (kNv) codes[1] = static_cast<unsigned char>(b.code);
+    }
+  }
+  if (p.num_rounded != nullptr && num_rounded > 0) {
+    atomicAdd(p.num_rounded, static_cast<unsigned long long>(num_rounded));
+  }
 }
 
 // Scales -----------------------------------------------------------------------------------------

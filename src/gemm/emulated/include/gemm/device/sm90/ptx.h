@@ -52,6 +52,9 @@ inline float __fdiv_rn(float a, float b) {
 inline float __uint_as_float(u32 bits) {
   return std::bit_cast<float>(bits);
 }
+inline void atomicAdd(unsigned long long* at, unsigned long long value) {
+  *at += value;
+}
 inline void atomicMax(unsigned int* at, unsigned int value) {
   *at = *at < value ? value : *at;
 }
@@ -82,7 +85,8 @@ T __shfl_sync(u32, T value, int lane) {
   static_assert(sizeof(T) == 4);
   return std::bit_cast<T>(static_cast<u32>(emulated::shuffle(std::bit_cast<u32>(value), lane)));
 }
-inline float __shfl_xor_sync(u32 mask, float value, int lanes) {
+template <class T>
+T __shfl_xor_sync(u32 mask, T value, int lanes) {
   return __shfl_sync(mask, value, emulated::lane() ^ lanes);
 }
 
