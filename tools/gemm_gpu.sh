@@ -4,7 +4,8 @@
 #
 #   tools/gemm_gpu.sh OUT [BUILD]
 #
-# OUT receives logs and JSON; BUILD (default: build) holds gemm_gpu_test and gemm_bench. Every step has
+# OUT receives logs and JSON; BUILD (default: build) holds gemm_gpu_test, scoring_gpu_test
+# and gemm_bench. Every step has
 # a time limit, so a kernel that hangs costs its own step; its name is the last in its log. Set
 # LD_LIBRARY_PATH where NVRTC or cuBLASLt are not on the loader's path.
 set -uo pipefail
@@ -23,11 +24,15 @@ step() { # step NAME SECONDS COMMAND...
 step tails 60 "$bin/gemm_gpu_test" --gtest_filter='GemmGpu.Tails*'
 step candidates 150 "$bin/gemm_gpu_test" --gtest_filter='*GemmCandidates*'
 step rest 90 "$bin/gemm_gpu_test" --gtest_filter='GemmGpu.*-GemmGpu.Tails*'
+step scoring 120 "$bin/scoring_gpu_test"
+step bench_scoring 120 "$bin/gemm_bench" --scoring --json "$out/scoring.json"
 step bench_fp8 120 "$bin/gemm_bench" --json "$out/gemm_fp8.json"
 step bench_bf16 120 "$bin/gemm_bench" --bf16 --json "$out/gemm_bf16.json"
 for tool in memcheck racecheck synccheck; do
   step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     "$bin/gemm_gpu_test" --gtest_filter='GemmGpu.Tails*:GemmGpu.ACapturedGraph*'
+  step "${tool}_scoring" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    "$bin/scoring_gpu_test" --gtest_filter='*Extreme*:*EveryFp4*:*ACaptured*'
 done
 grep -hE '^(dense|grouped|group|geometric)' "$out/bench_fp8.log" "$out/bench_bf16.log"
 grep -hE '^\[  FAILED|worst at|rows differ' "$out"/*.log | sort | uniq -c | sort -rn | head -n 40
