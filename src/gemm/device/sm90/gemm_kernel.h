@@ -121,7 +121,7 @@ struct GemmKernel {
   __device__ __forceinline__ void init_barriers() const {
     for (int i = 0; i < C.num_stages; ++i) {
       mbarrier_init(full(i), 1);
-      mbarrier_init(empty(i), kMathWarps * C.multicast);
+      mbarrier_init(empty(i), kMathWarps * C.multicast * kReleases);
     }
     mbarrier_init(barrier(kPartialReady), 1);
     mbarrier_init(barrier(kPartialFree), max_of(kMathWarps * other_owners(), 1));
@@ -245,7 +245,15 @@ struct GemmKernel {
     return C.n_waves() > 1 ? wave * kN : 0;
   }
 
+  // Arrivals of a warp at a stage it has read. Packed weights are read by all lanes as plain words:
+  // each says for itself that it has them, for a __syncwarp in front of one lane's arrival is no
+  // instruction in a converged warp, and racecheck sees none.
+  static constexpr int kReleases = C.fp4() && C.swap_ab ? 32 : 1;
   __device__ __forceinline__ void release(int stage, const Thread& me) const {
+    if constexpr (kReleases > 1) {
+      mbarrier_arrive(empty(stage));
+      return;
+    }
     __syncwarp();
     if constexpr (C.multicast > 1) {
       // Every CTA of the cluster writes into every stage: each producer waits for all of them.
