@@ -21,10 +21,8 @@ Result<DecoderWorkspace> DecoderWorkspace::allocate(const DecoderDims& dims, int
                                                     int max_output_rows, Ops& ops) {
   DecoderWorkspace space;
   VOLLEY_TRY(space.x, ops.allocate(max_rows, dims.hidden_size, DType::kF32));
-  VOLLEY_TRY(space.normed, ops.allocate(max_rows, dims.hidden_size, DType::kF32));
   VOLLEY_TRY(space.qkv, ops.allocate(max_rows, dims.qkv().cols(), DType::kF32));
   VOLLEY_TRY(space.attn, ops.allocate(max_rows, dims.q_cols(), DType::kF32));
-  VOLLEY_TRY(space.act, ops.allocate(max_rows, dims.intermediate_size, DType::kF32));
   VOLLEY_TRY(space.picked_q, ops.allocate(max_output_rows, dims.q_cols(), DType::kF32));
   for (auto* column : {&space.positions, &space.sequences, &space.key_begin, &space.key_end}) {
     column->resize(max_output_rows);
@@ -54,10 +52,9 @@ Result<DecoderLayer> DecoderLayer::load(const LayerWeights& weights, Ops& ops) {
 TensorView DecoderLayer::project(const DecoderPass& pass, int layer_idx, Ops& ops) const {
   const auto m = static_cast<int64_t>(pass.rows.positions.size());
   const float eps = pass.dims.rms_norm_eps;
-  const TensorView normed = pass.workspace.normed.first_rows(m);
   const TensorView qkv = pass.workspace.qkv.first_rows(m);
-  ops.rms_norm(pass.workspace.x.first_rows(m), input_norm_, eps, normed);
-  ops.matmul(normed, *qkv_, if_present(qkv_bias_), qkv);
+  ops.norm_matmul(pass.workspace.x.first_rows(m), input_norm_, eps, *qkv_, if_present(qkv_bias_),
+                  qkv);
   ops.rope_and_store(qkv, pass.dims.qkv(), if_present(q_norm_), if_present(k_norm_), eps, pass.rope,
                      pass.rows, pass.kv, layer_idx);
   return qkv;
@@ -66,13 +63,9 @@ TensorView DecoderLayer::project(const DecoderPass& pass, int layer_idx, Ops& op
 // From attention's output to the layer's, on the rows of x.
 void DecoderLayer::finish(const DecoderPass& pass, const TensorView& attn, const TensorView& x,
                           Ops& ops) const {
-  const TensorView normed = pass.workspace.normed.first_rows(x.rows);
-  const TensorView act = pass.workspace.act.first_rows(x.rows);
   ops.matmul_add(attn, *o_, x);
   if (!o_bias_.view().empty()) ops.add_bias(x, o_bias_);
-  ops.rms_norm(x, post_attn_norm_, pass.dims.rms_norm_eps, normed);
-  ops.swiglu(normed, *gate_up_, act);
-  ops.matmul_add(act, *down_, x);
+  ops.feed_forward(x, post_attn_norm_, pass.dims.rms_norm_eps, *gate_up_, *down_);
 }
 
 void DecoderLayer::forward(const DecoderPass& pass, const KeyRanges& keys, int layer_idx,

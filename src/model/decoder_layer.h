@@ -17,7 +17,6 @@ struct DecoderDims {
   int num_heads = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
-  int intermediate_size = 0;
   float rms_norm_eps = 1e-6f;
 
   QkvLayout qkv() const { return {num_heads, num_kv_heads, head_dim}; }
@@ -27,10 +26,8 @@ struct DecoderDims {
 // Activations of one pass. first_rows() gives views of the rows in use.
 struct DecoderWorkspace {
   Tensor x;       // [max_rows, hidden_size] the residual stream
-  Tensor normed;  // [max_rows, hidden_size]
   Tensor qkv;     // [max_rows, (num_heads + 2 num_kv_heads) * head_dim]
   Tensor attn;    // [max_rows, num_heads * head_dim]
-  Tensor act;     // [max_rows, intermediate_size]
   // Of the rows that a last layer is computed for: their query columns and places.
   Tensor picked_q;  // [max_output_rows, num_heads * head_dim]
   std::vector<int32_t> positions, sequences, key_begin, key_end;

@@ -13,7 +13,6 @@ DflashDrafter::DflashDrafter(const DrafterConfig& config, Ops& ops)
             .num_heads = config.num_heads,
             .num_kv_heads = config.num_kv_heads,
             .head_dim = config.head_dim,
-            .intermediate_size = config.intermediate_size,
             .rms_norm_eps = static_cast<float>(config.rms_norm_eps)},
       ops_(ops) {}
 

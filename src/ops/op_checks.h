@@ -44,6 +44,14 @@ inline void matmul(const TensorView& a, const PackedMatrix& w, const TensorView*
   if (bias != nullptr) vector(*bias, w.n());
 }
 
+inline void feed_forward(const TensorView& x, const TensorView& norm, const PackedMatrix& gate_up,
+                         const PackedMatrix& down) {
+  vector(norm, x.cols);
+  f32_rows(x, gate_up.k());
+  CHECK_EQ(down.n(), x.cols);
+  CHECK_EQ(down.k(), gate_up.n());
+}
+
 inline void row_places(const RowPlaces& rows, int64_t num_rows, const KvShape& kv) {
   CHECK_EQ(static_cast<int64_t>(rows.positions.size()), num_rows);
   CHECK_EQ(static_cast<int64_t>(rows.sequences.size()), num_rows);

@@ -134,6 +134,17 @@ class Ops {
   virtual void matmul_add(const TensorView& a, const PackedMatrix& w,
                           const TensorView& residual) = 0;
 
+  // matmul() of rms_norm(x), equal to the two bit for bit.
+  virtual void norm_matmul(const TensorView& x, const TensorView& norm, float eps,
+                           const PackedMatrix& w, const TensorView* bias,
+                           const TensorView& out) = 0;
+
+  // x[m, n] += swiglu(rms_norm(x)) down^T: equal to rms_norm(), swiglu() and matmul_add() bit for
+  // bit, without their intermediate results in memory. gate_up is from pack_gate_up, [i, n], down
+  // is [n, i].
+  virtual void feed_forward(const TensorView& x, const TensorView& norm, float eps,
+                            const PackedMatrix& gate_up, const PackedMatrix& down) = 0;
+
   // out[m, n] = silu(a gate^T) * (a up^T), with w from pack_gate_up (w.n() = n).
   virtual void swiglu(const TensorView& a, const PackedMatrix& w, const TensorView& out) = 0;
 

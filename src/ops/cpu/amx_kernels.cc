@@ -100,7 +100,7 @@ void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
           _mm512_storeu_si512(tiles + step * kTileSize + r * kTileK, _mm512_setzero_si512());
         continue;
       }
-      const float* a = task.a + row * task.a_stride;
+      const float* a = task.a + (row - task.a_row) * task.a_stride;
       for (int64_t step = 0; step < num_steps; ++step) {
         const int64_t rest = task.k - step * kTileK;
         const F16 low = load_upto(a + step * kTileK, rest < 16 ? rest : 16);
@@ -111,6 +111,24 @@ void amx_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_
         _mm256_storeu_si256(out + 1, to_bf16(mul(high, factor)));
       }
     }
+  }
+}
+
+// As amx_pack_rows() would have it of the same values in f32.
+inline void store_packed(const MatmulTask& task, int64_t row, int64_t c, F16 x) {
+  const int64_t num_steps = (task.n + kTileK - 1) / kTileK;
+  auto* line = static_cast<uint16_t*>(task.packed_out) +
+               (row / kTileRows * num_steps + c / kTileK) * kTileSize + row % kTileRows * kTileK;
+  const float factor = task.packed_format == WeightFormat::kFp8 ? kRowFactor : 1.0f;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(line + c % kTileK), to_bf16(mul(x, set1(factor))));
+  const bool is_half = c % kTileK == 0 && c + 16 >= task.n;
+  if (is_half) _mm256_storeu_si256(reinterpret_cast<__m256i*>(line + 16), _mm256_setzero_si256());
+  if (row + 1 < task.num_rows || task.out_rows <= 2 * kTileRows) return;
+  // Whole tiles will be multiplied: nothing below the last row.
+  for (int64_t r = row % kTileRows + 1; r < kTileRows; ++r) {
+    line += kTileK;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(line + c % kTileK), _mm256_setzero_si256());
+    if (is_half) _mm256_storeu_si256(reinterpret_cast<__m256i*>(line + 16), _mm256_setzero_si256());
   }
 }
 
@@ -702,6 +720,7 @@ const KernelTable* amx_bf16_kernels() {
                                          .kv_is_bf16 = true,
                                          .rows_per_group = kTileRows,
                                          .queries_per_block = kTileRows,
+                                         .packs_swiglu = true,
                                          .packed_group_bytes = amx_group_bytes,
                                          .pack_rows = amx_pack_rows,
                                          .pack_blocks = pack_int_blocks,

@@ -36,6 +36,7 @@ using cpu::SectionSums;
 // Work below these sizes stays on the calling thread: a dispatch costs about as much.
 constexpr int64_t kSerialRowElements = 32 * 1024;    // activations read by a row-by-row op
 constexpr int64_t kSerialPackedElements = 4 * 1024;  // activations made integers by one thread
+constexpr int64_t kSerialNormedElements = 8 * 1024;  // activations normed and packed
 constexpr int64_t kSerialWeightBytes = 32 * 1024;    // of one thread's share of a matmul
 constexpr int64_t kSerialRopeElements = 4 * 1024;    // of queries, keys and values
 constexpr int64_t kRopeRows = 64;                    // of each thread, from which on rows are split
@@ -197,17 +198,36 @@ class CpuOps final : public Ops {
   void matmul(const TensorView& a, const PackedMatrix& w, const TensorView* bias,
               const TensorView& out) override {
     op_checks::matmul(a, w, bias, out);
-    multiply(a, w, Epilogue::kStore, bias, out);
+    multiply(a, nullptr, w, Epilogue::kStore, bias, out);
+  }
+
+  void norm_matmul(const TensorView& x, const TensorView& norm, float eps, const PackedMatrix& w,
+                   const TensorView* bias, const TensorView& out) override {
+    op_checks::matmul(x, w, bias, out);
+    op_checks::vector(norm, x.cols);
+    const Norm row_norm = {norm.row<float>(0), eps};
+    multiply(x, &row_norm, w, Epilogue::kStore, bias, out);
+  }
+
+  void feed_forward(const TensorView& x, const TensorView& norm, float eps,
+                    const PackedMatrix& gate_up, const PackedMatrix& down) override {
+    op_checks::feed_forward(x, norm, gate_up, down);
+    const Norm row_norm = {norm.row<float>(0), eps};
+    for (int64_t first = 0; first < x.rows; first += kMaxRowsPerPass) {
+      feed_forward_pass(x.row_range(first, std::min(kMaxRowsPerPass, x.rows - first)), row_norm,
+                        static_cast<const CpuMatrix&>(gate_up),
+                        static_cast<const CpuMatrix&>(down));
+    }
   }
 
   void matmul_add(const TensorView& a, const PackedMatrix& w, const TensorView& residual) override {
     op_checks::matmul(a, w, nullptr, residual);
-    multiply(a, w, Epilogue::kAdd, nullptr, residual);
+    multiply(a, nullptr, w, Epilogue::kAdd, nullptr, residual);
   }
 
   void swiglu(const TensorView& a, const PackedMatrix& w, const TensorView& out) override {
     op_checks::matmul(a, w, nullptr, out);
-    multiply(a, w, Epilogue::kSwiglu, nullptr, out);
+    multiply(a, nullptr, w, Epilogue::kSwiglu, nullptr, out);
   }
 
   void top_candidates(const TensorView& logits, std::span<int32_t> token_ids,
@@ -246,7 +266,8 @@ class CpuOps final : public Ops {
     for (int64_t first = 0; first < a.rows; first += kMaxRowsPerPass) {
       const int64_t count = std::min(kMaxRowsPerPass, a.rows - first);
       forget_best(count);
-      multiply_pass(a.row_range(first, count), w, {.epilogue = Epilogue::kArgmax});
+      multiply_pass(a.row_range(first, count), nullptr, static_cast<const CpuMatrix&>(w),
+                    {.epilogue = Epilogue::kArgmax});
       for (int64_t row = 0; row < count; ++row) token_ids[first + row] = best_column(row);
     }
   }
@@ -380,6 +401,11 @@ class CpuOps final : public Ops {
     const int64_t scratch_bytes = groups * kernels_.packed_group_bytes(format, k);
     if (scratch_bytes > packed_rows_.size()) {
       VOLLEY_TRY(packed_rows_, Buffer::create(scratch_bytes));
+      VOLLEY_TRY(packed_act_, Buffer::create(scratch_bytes));
+    }
+    const int64_t float_bytes = kMaxRowsPerPass * k * static_cast<int64_t>(sizeof(float));
+    if (float_bytes > float_rows_.size()) {
+      VOLLEY_TRY(float_rows_, Buffer::create(float_bytes));
     }
     if (on_packed_) {
       int64_t bytes = 0;
@@ -408,11 +434,16 @@ class CpuOps final : public Ops {
     return panels;
   }
 
-  void multiply(const TensorView& a, const PackedMatrix& w, Epilogue epilogue,
+  struct Norm {  // of rows on their way into a matmul
+    const float* weight;
+    float eps;
+  };
+
+  void multiply(const TensorView& a, const Norm* norm, const PackedMatrix& w, Epilogue epilogue,
                 const TensorView* bias, const TensorView& out) {
     for (int64_t first = 0; first < a.rows; first += kMaxRowsPerPass) {
       const int64_t count = std::min(kMaxRowsPerPass, a.rows - first);
-      multiply_pass(a.row_range(first, count), w,
+      multiply_pass(a.row_range(first, count), norm, static_cast<const CpuMatrix&>(w),
                     {.epilogue = epilogue,
                      .bias = bias != nullptr ? bias->row<float>(0) : nullptr,
                      .out = out.row<float>(first),
@@ -425,24 +456,59 @@ class CpuOps final : public Ops {
       std::fill_n(scratch_[thread_idx].best, num_rows, kNothing);
   }
 
-  // Packs the rows and fills in all of `task` but where results go.
-  void prepare(const TensorView& a, const CpuMatrix& matrix, MatmulTask& task) {
-    CHECK_EQ(matrix.is_gate_up, task.epilogue == Epilogue::kSwiglu);
-    pack_rows(a, matrix.panels.format);
+  // Fills in what a task knows of its weights.
+  static void use_weights(const CpuMatrix& matrix, MatmulTask& task) {
+    const bool is_swiglu =
+        task.epilogue == Epilogue::kSwiglu || task.epilogue == Epilogue::kPackedSwiglu;
+    CHECK_EQ(matrix.is_gate_up, is_swiglu);
     task.format = matrix.panels.format;
     task.weights = matrix.panels.panels();
     task.panel_bytes = matrix.panels.panel_bytes;
     task.n = matrix.n();
     task.k = matrix.k();
+  }
+
+  // Rows, normed where `norm` is not null, as the task's weights will want them.
+  void use_rows(const TensorView& a, const Norm* norm, MatmulTask& task) {
+    pack_rows(a, norm, task.format);
     task.packed_rows = packed_rows_.data();
     task.num_rows = a.rows;
+  }
+
+  void feed_forward_pass(const TensorView& x, const Norm& norm, const CpuMatrix& gate_up,
+                         const CpuMatrix& down) {
+    const bool packs = kernels_.packs_swiglu && !cpu::has_blocks(down.panels.format);
+    MatmulTask up = {.epilogue = packs ? Epilogue::kPackedSwiglu : Epilogue::kSwiglu};
+    if (packs) {
+      up.packed_out = packed_act_.data();
+      up.packed_format = down.panels.format;
+      up.out_rows = x.rows;
+    } else {
+      up.out = float_rows();
+      up.out_stride = gate_up.n();
+    }
+    use_weights(gate_up, up);
+    use_rows(x, &norm, up);
+    run_matmul(up, gate_up.panels.num_panels);
+
+    MatmulTask add = {
+        .epilogue = Epilogue::kAdd, .out = x.row<float>(0), .out_stride = x.row_stride};
+    use_weights(down, add);
+    if (packs) {
+      add.packed_rows = packed_act_.data();
+      add.num_rows = x.rows;
+    } else {
+      use_rows({up.out, DType::kF32, x.rows, gate_up.n(), gate_up.n()}, nullptr, add);
+    }
+    run_matmul(add, down.panels.num_panels);
   }
 
   // Logits live for one chunk, in the scratch of the thread that made them.
   void candidates_pass(const TensorView& a, const PackedMatrix& w, int k, int32_t* token_ids,
                        float* probabilities) {
     MatmulTask task;
-    prepare(a, static_cast<const CpuMatrix&>(w), task);
+    use_weights(static_cast<const CpuMatrix&>(w), task);
+    use_rows(a, nullptr, task);
     forget_best(a.rows);
     std::fill_n(sums_.begin(), a.rows, kNoSums);
     const int64_t section_cols = cpu::section_cols(task.n);
@@ -493,13 +559,18 @@ class CpuOps final : public Ops {
   }
 
   // `task` says where results go.
-  void multiply_pass(const TensorView& a, const PackedMatrix& w, MatmulTask task) {
-    const auto& matrix = static_cast<const CpuMatrix&>(w);
-    prepare(a, matrix, task);
-    const int num_blocks = num_row_blocks(task, matrix.panels.num_panels);
-    if (num_blocks > 1) return multiply_blocks(task, matrix.panels.num_panels, num_blocks);
+  void multiply_pass(const TensorView& a, const Norm* norm, const CpuMatrix& matrix,
+                     MatmulTask task) {
+    use_weights(matrix, task);
+    use_rows(a, norm, task);
+    run_matmul(task, matrix.panels.num_panels);
+  }
+
+  void run_matmul(const MatmulTask& task, int64_t num_panels) {
+    const int num_blocks = num_row_blocks(task, num_panels);
+    if (num_blocks > 1) return multiply_blocks(task, num_panels, num_blocks);
     const int64_t min_panels = std::max<int64_t>(1, kSerialWeightBytes / task.panel_bytes);
-    pool_.split(matrix.panels.num_panels, min_panels, [&](ItemRange range, int thread_idx) {
+    pool_.split(num_panels, min_panels, [&](ItemRange range, int thread_idx) {
       kernels_.matmul(task, range.begin, range.end, scratch_[thread_idx]);
     });
   }
@@ -529,21 +600,45 @@ class CpuOps final : public Ops {
       MatmulTask part = task;
       part.first_row = groups.begin * group;
       part.num_rows = std::min(groups.end * group, task.num_rows) - part.first_row;
-      part.packed_rows = packed_rows_.data() + groups.begin * group_bytes;
+      part.packed_rows = static_cast<const char*>(task.packed_rows) + groups.begin * group_bytes;
       if (part.out != nullptr) part.out += part.first_row * part.out_stride;
+      if (part.packed_out != nullptr) {
+        part.packed_out = static_cast<char*>(task.packed_out) +
+                          groups.begin * kernels_.packed_group_bytes(task.packed_format, task.n);
+      }
       const ItemRange panels = ItemRange::of_part(num_panels, num_shares, thread_idx % num_shares);
       kernels_.matmul(part, panels.begin, panels.end, scratch_[thread_idx]);
     });
   }
 
-  void pack_rows(const TensorView& a, WeightFormat format) {
+  // Of one pass.
+  float* float_rows() { return reinterpret_cast<float*>(float_rows_.data()); }
+
+  void norm_rows(const TensorView& x, const Norm& norm, const TensorView& out) {
+    pool_.split(x.rows, rows_per_share(x.cols), [&](ItemRange range, int) {
+      for (int64_t row = range.begin; row < range.end; ++row)
+        kernels_.rms_norm(x.row<float>(row), norm.weight, x.cols, norm.eps, out.row<float>(row));
+    });
+  }
+
+  void pack_rows(TensorView a, const Norm* norm, WeightFormat format) {
+    const bool by_blocks = cpu::has_blocks(format) && kernels_.pack_blocks != nullptr;
+    const int64_t group = kernels_.rows_per_group;
+    // Groups are normed and packed by one thread, out of its L1, if its scratch holds one.
+    const bool norms_groups = !by_blocks && group * a.cols <= std::ssize(scratch_[0].logits);
+    if (norm != nullptr && !norms_groups) {
+      const TensorView normed = {float_rows(), DType::kF32, a.rows, a.cols, a.cols};
+      norm_rows(a, *norm, normed);
+      a = normed;
+      norm = nullptr;
+    }
     const cpu::PackRowsTask task = {.format = format,
                                     .a = a.row<float>(0),
                                     .a_stride = a.row_stride,
                                     .num_rows = a.rows,
                                     .k = a.cols,
                                     .packed_rows = packed_rows_.data()};
-    if (cpu::has_blocks(format) && kernels_.pack_blocks != nullptr) {
+    if (by_blocks) {
       const int64_t num_blocks = (a.cols + cpu::kBlockK - 1) / cpu::kBlockK;
       const int64_t min_blocks =
           std::max<int64_t>(1, kSerialPackedElements / (a.rows * cpu::kBlockK));
@@ -555,10 +650,28 @@ class CpuOps final : public Ops {
       });
       return;
     }
-    const int64_t group = kernels_.rows_per_group;
-    const int64_t groups_per_share = (rows_per_share(a.cols) + group - 1) / group;
-    pool_.split((a.rows + group - 1) / group, groups_per_share,
-                [&](ItemRange range, int) { kernels_.pack_rows(task, range.begin, range.end); });
+    const int64_t num_groups = (a.rows + group - 1) / group;
+    if (norm == nullptr) {
+      const int64_t groups_per_share = (rows_per_share(a.cols) + group - 1) / group;
+      pool_.split(num_groups, groups_per_share,
+                  [&](ItemRange range, int) { kernels_.pack_rows(task, range.begin, range.end); });
+      return;
+    }
+    const int64_t groups_per_share = std::max<int64_t>(1, kSerialNormedElements / (group * a.cols));
+    pool_.split(num_groups, groups_per_share, [&](ItemRange range, int thread_idx) {
+      cpu::PackRowsTask part = task;
+      part.a = scratch_[thread_idx].logits;
+      part.a_stride = a.cols;
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        part.a_row = i * group;
+        float* out = scratch_[thread_idx].logits;
+        for (int64_t row = i * group; row < std::min((i + 1) * group, a.rows); ++row) {
+          kernels_.rms_norm(a.row<float>(row), norm->weight, a.cols, norm->eps, out);
+          out += a.cols;
+        }
+        kernels_.pack_rows(part, i, i + 1);
+      }
+    });
   }
 
   // The lowest column of the largest value over all threads and lanes; 0 where all were NaN.
@@ -603,7 +716,11 @@ class CpuOps final : public Ops {
   cpu::PackCache* const pack_cache_;
   const std::function<void(int64_t)> on_packed_;
   ThreadPool pool_;
-  Buffer packed_rows_;  // activations of one pass, in the unit's layout; sized by the widest k
+  // Activations of one pass: in the unit's layout, likewise between the two matmuls of a feed
+  // forward, and as floats; sized by the widest k.
+  Buffer packed_rows_;
+  Buffer packed_act_;
+  Buffer float_rows_;
   std::unique_ptr<cpu::ThreadScratch[]> scratch_;  // one for each thread
   std::vector<QueryBlock> blocks_;
   std::vector<SectionSums> sums_ = std::vector<SectionSums>(kMaxRowsPerPass);

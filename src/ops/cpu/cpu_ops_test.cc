@@ -308,6 +308,41 @@ TEST_P(CpuOpsTest, SwigluOfExtremes) {
   EXPECT_NEAR(got[8], 0.0f, 1e-20f);
 }
 
+// Norm, swiglu and the two matmuls in one, to the bit what they are one by one.
+TEST_P(CpuOpsTest, FeedForwardEqualsItsParts) {
+  for (const WeightFormat format :
+       {WeightFormat::kAuto, WeightFormat::kFp8, WeightFormat::kInt8, WeightFormat::kInt4}) {
+    auto ops = *make_cpu_ops({.num_threads = 3, .isa = GetParam(), .weight_format = format});
+    for (const auto [m, n, i] : {Shape{1, 64, 96},
+                                 {8, 128, 48},
+                                 {17, 96, 80},
+                                 {33, 160, 16},
+                                 {40, 64, 200},
+                                 {71, 128, 112},
+                                 {513, 64, 40},
+                                 {3, 4100, 64}}) {
+      const std::string what =
+          fmt::format("m {} n {} i {} {}", m, n, i, weight_format_name(format));
+      const Weights gate(i, n, DType::kBF16, 50), up(i, n, DType::kBF16, 51);
+      const Weights down(n, i, DType::kBF16, 52);
+      const auto gate_up = *ops->pack_gate_up(gate.matrix, up.matrix);
+      const auto packed_down = *ops->pack_matrix({&down.matrix, 1});
+      Floats norm = random_floats(n, 53), x = random_floats(m * n, 54), expected = x;
+      Floats normed(m * n), act(m * i), out(m * i), expected_out(m * i);
+      ops->rms_norm(view(expected, m, n), view(norm, 1, n), 1e-6f, view(normed, m, n));
+      ops->swiglu(view(normed, m, n), *gate_up, view(act, m, i));
+      ops->matmul_add(view(act, m, i), *packed_down, view(expected, m, n));
+      const auto packed_gate = *ops->pack_matrix({&gate.matrix, 1});
+      ops->matmul(view(normed, m, n), *packed_gate, nullptr, view(expected_out, m, i));
+      ops->norm_matmul(view(x, m, n), view(norm, 1, n), 1e-6f, *packed_gate, nullptr,
+                       view(out, m, i));
+      ops->feed_forward(view(x, m, n), view(norm, 1, n), 1e-6f, *gate_up, *packed_down);
+      expect_same_bits(x.data(), expected.data(), m * n, what);
+      expect_same_bits(out.data(), expected_out.data(), m * i, what + ", norm_matmul");
+    }
+  }
+}
+
 TEST_P(CpuOpsTest, ArgmaxEqualsMatmul) {
   for (const auto [m, n, k] : kShapes) {
     const Weights weights(n, k, DType::kBF16, 20);

@@ -27,11 +27,16 @@ inline int64_t group_size(int64_t num_rows, int64_t group) {
   return rest < kMatmulRows ? rest : kMatmulRows;
 }
 
+// packs_swiglu is false.
+inline void store_packed(const MatmulTask&, int64_t, int64_t, F16) {
+  __builtin_trap();
+}
+
 void f32_pack_rows(const PackRowsTask& task, int64_t group_begin, int64_t group_end) {
   for (int64_t group = group_begin; group < group_end; ++group) {
     const int64_t rows = group_size(task.num_rows, group);
     float* out = static_cast<float*>(task.packed_rows) + group * kMatmulRows * task.k;
-    const float* a = task.a + group * kMatmulRows * task.a_stride;
+    const float* a = task.a + (group * kMatmulRows - task.a_row) * task.a_stride;
     if (rows == 1) {
       __builtin_memcpy(out, a, static_cast<size_t>(task.k) * 4);
       continue;
@@ -294,6 +299,7 @@ constexpr KernelTable f32_kernel_table() {
           .kv_is_bf16 = false,
           .rows_per_group = kMatmulRows,
           .queries_per_block = kAttentionRows,
+          .packs_swiglu = false,
           .packed_group_bytes = f32_group_bytes,
           .pack_rows = f32_pack_rows,
           .pack_blocks = nullptr,

@@ -73,7 +73,8 @@ constexpr int64_t block_bytes(WeightFormat format) {
 // Activations of one matmul, repacked: groups of `rows_per_group` rows.
 inline constexpr int64_t kMaxRowsPerPass = 512;
 
-enum class Epilogue { kStore, kAdd, kSwiglu, kArgmax };
+// kPackedSwiglu: as kSwiglu, but the outputs become packed rows for another matmul.
+enum class Epilogue { kStore, kAdd, kSwiglu, kPackedSwiglu, kArgmax };
 
 // Per row and lane, the best value so far and its column.
 struct ArgmaxState {
@@ -120,11 +121,16 @@ struct MatmulTask {
   const float* bias = nullptr;  // [n], kStore only
   float* out = nullptr;         // [num_rows, n]
   int64_t out_stride = 0;
+  // kPackedSwiglu: rows of k = n for weights of that format, out_rows in the whole pass.
+  void* packed_out = nullptr;
+  WeightFormat packed_format = WeightFormat::kBf16;
+  int64_t out_rows = 0;
 };
 
 struct PackRowsTask {
   WeightFormat format = WeightFormat::kBf16;  // of the weights that the rows will meet
-  const float* a = nullptr;                   // [num_rows, k]
+  const float* a = nullptr;                   // [num_rows - a_row, k]
+  int64_t a_row = 0;                          // the first of them; starts a group
   int64_t a_stride = 0;
   int64_t num_rows = 0;
   int64_t k = 0;
@@ -201,6 +207,7 @@ struct KernelTable {
   bool kv_is_bf16;
   int rows_per_group;
   int queries_per_block;
+  bool packs_swiglu;  // kPackedSwiglu is there, but for formats in blocks
 
   int64_t (*packed_group_bytes)(WeightFormat format, int64_t k);
   void (*pack_rows)(const PackRowsTask& task, int64_t group_begin, int64_t group_end);

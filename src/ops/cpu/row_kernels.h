@@ -48,6 +48,9 @@ inline void store_upto(float* p, int64_t count, F16 x) {
   count == 16 ? store(p, x) : store_first(p, count, x);
 }
 
+// Columns [c, c + 16) of one row, for kPackedSwiglu. Each unit's own.
+inline void store_packed(const MatmulTask& task, int64_t row, int64_t c, F16 x);
+
 // Sixteen sums of one row leave the registers: columns [c, c + count) of the task's output. For
 // kSwiglu `x` is gate and `up` is up; others ignore `up`.
 template <Epilogue kEpilogue>
@@ -65,6 +68,10 @@ inline void finish_lanes(const MatmulTask& task, int64_t row, int64_t c, int64_t
     if (count < 16) take = both(take, first_lanes(count));
     store(best[row].values, select(take, x, value));
     store(best[row].columns, select(take, column, best_column));
+    return;
+  }
+  if constexpr (kEpilogue == Epilogue::kPackedSwiglu) {
+    store_packed(task, row, c, mul(silu(x), up));
     return;
   }
   float* out = task.out + row * task.out_stride + c;
@@ -86,6 +93,8 @@ inline void with_epilogue(const MatmulTask& task, F body) {
       return body.template operator()<Epilogue::kAdd>();
     case Epilogue::kSwiglu:
       return body.template operator()<Epilogue::kSwiglu>();
+    case Epilogue::kPackedSwiglu:
+      return body.template operator()<Epilogue::kPackedSwiglu>();
     case Epilogue::kArgmax:
       return body.template operator()<Epilogue::kArgmax>();
   }
@@ -110,7 +119,7 @@ inline void with_format(const MatmulTask& task, F body) {
 template <Epilogue kEpilogue>
 inline void finish_row(const MatmulTask& task, int64_t row, int64_t panel, F16 low, F16 high,
                        ArgmaxState* best) {
-  if constexpr (kEpilogue == Epilogue::kSwiglu) {
+  if constexpr (kEpilogue == Epilogue::kSwiglu || kEpilogue == Epilogue::kPackedSwiglu) {
     const int64_t c = panel * kGateCols;
     finish_lanes<kEpilogue>(task, row, c, task.n - c < 16 ? task.n - c : 16, low, high, best);
   } else {

@@ -107,6 +107,10 @@ int32_t argmax(std::span<const float> logits) {
   return std::max(best, 0);
 }
 
+TensorView view_of(std::vector<float>& values, int64_t rows, int64_t cols) {
+  return {values.data(), DType::kF32, rows, cols, cols};
+}
+
 // The k most likely of one row, and their softmax.
 void top_candidates_of(std::vector<float> left, int k, int32_t* token_ids, float* probabilities) {
   const float top = left[argmax(left)];
@@ -220,6 +224,26 @@ class RefOps final : public Ops {
       row_times_matrix(a.row<float>(row), matrix.columns.data(), w.k(), w.n(), y.data());
       for (int64_t c = 0; c < w.n(); ++c) residual.row<float>(row)[c] += y[c];
     }
+  }
+
+  void norm_matmul(const TensorView& x, const TensorView& norm, float eps, const PackedMatrix& w,
+                   const TensorView* bias, const TensorView& out) override {
+    std::vector<float> normed(static_cast<size_t>(x.rows * x.cols));
+    const TensorView rows = view_of(normed, x.rows, x.cols);
+    rms_norm(x, norm, eps, rows);
+    matmul(rows, w, bias, out);
+  }
+
+  void feed_forward(const TensorView& x, const TensorView& norm, float eps,
+                    const PackedMatrix& gate_up, const PackedMatrix& down) override {
+    op_checks::feed_forward(x, norm, gate_up, down);
+    std::vector<float> normed(static_cast<size_t>(x.rows * x.cols));
+    std::vector<float> act(static_cast<size_t>(x.rows * gate_up.n()));
+    const TensorView rows = view_of(normed, x.rows, x.cols);
+    const TensorView act_rows = view_of(act, x.rows, gate_up.n());
+    rms_norm(x, norm, eps, rows);
+    swiglu(rows, gate_up, act_rows);
+    matmul_add(act_rows, down, x);
   }
 
   void swiglu(const TensorView& a, const PackedMatrix& w, const TensorView& out) override {
