@@ -23,7 +23,7 @@ struct ErrorSum {
   void add(const HostMatrix& matrix, WeightFormat format) {
     const int64_t cols = matrix.cols(), group = quant_group_size(format);
     std::vector<float> row(static_cast<size_t>(cols));
-    std::array<uint8_t, 128> codes;
+    std::array<uint8_t, kMaxQuantGroup> codes;
     for (int64_t r = 0; r < matrix.rows(); ++r) {
       matrix.dequantize_row(r, row.data());
       for (int64_t first = 0; first < cols; first += group) {

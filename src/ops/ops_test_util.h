@@ -86,7 +86,7 @@ struct Weights {
       for (int64_t first = 0; first < other.cols(); first += group) {
         if (format == WeightFormat::kFp8 && other.is_quantized()) break;
         const auto count = static_cast<size_t>(std::min(group, other.cols() - first));
-        uint8_t codes[128];
+        uint8_t codes[kMaxQuantGroup];
         const float scale = quantize_group(format, {&row[first], count}, codes);
         for (size_t i = 0; i < count; ++i) row[first + i] = dequantize(format, codes[i], scale);
       }

@@ -66,48 +66,58 @@ float quantize_int8(std::span<const float> values, uint8_t* codes) {
   return scale;
 }
 
-// One run of an int4 group: what its steps may be. One end of the codes stands for the element of
-// largest magnitude, whatever its sign, as in llama.cpp's Q4_0. A smaller step, which clips it, can
-// be better for the others.
-struct Int4Run {
-  std::span<const float> values;
-  float low = -8, high = 7;
-  float widest = 0;  // step that clips nothing
+// The code whose level is nearest to x, of floor(2 x) + kLevelOffset: halfway between two levels is
+// a multiple of a half.
+constexpr int kLevelOffset = 2 * 20 + 1;
+constexpr auto kNearestCodes = [] {
+  std::array<uint8_t, 2 * kLevelOffset> codes = {};
+  for (int i = 0; i < 2 * kLevelOffset; ++i) {
+    const int twice = i - kLevelOffset;
+    size_t code = 0;
+    while (code + 1 < std::size(kInt4Levels) && kInt4Levels[code] + kInt4Levels[code + 1] <= twice)
+      ++code;
+    codes[static_cast<size_t>(i)] = static_cast<uint8_t>(code);
+  }
+  return codes;
+}();
+constexpr auto kLevelsAsFloats = [] {
+  std::array<float, 2 * kLevelOffset> levels = {};
+  for (size_t i = 0; i < levels.size(); ++i) levels[i] = kInt4Levels[kNearestCodes[i]];
+  return levels;
+}();
 
-  explicit Int4Run(std::span<const float> all) : values(all) {
-    float largest = 0;
-    for (const float x : values) {
-      if (std::abs(x) > std::abs(largest)) largest = x;
+// Where x / step finds its level in the tables above.
+size_t level_index(float x, float inverse_step) {
+  constexpr float kLast = 2 * kLevelOffset - 1;
+  const float twice = x * (2 * inverse_step) + kLevelOffset;
+  return static_cast<size_t>(static_cast<int>(std::min(std::max(twice, 0.0f), kLast)));
+}
+
+float int4_error(std::span<const float> values, float step) {
+  const float inverse = 1.0f / step;
+  float error = 0;
+  for (const float x : values) {
+    const float off = x - kLevelsAsFloats[level_index(x, inverse)] * step;
+    error += off * off;
+  }
+  return error;
+}
+
+// Chooses the multipliers that suit a scale best; returns the sum of squared errors.
+float choose_multipliers(std::span<const float> values, float scale, Int4Group& group) {
+  float all = 0;
+  for (size_t first = 0; first < values.size(); first += Int4Group::kRun) {
+    const auto run = values.subspan(first, std::min(Int4Group::kRun, values.size() - first));
+    float least = INFINITY;
+    for (uint8_t multiplier = 0; multiplier < 4; ++multiplier) {
+      const float error =
+          int4_error(run, scale * static_cast<float>(kLeastInt4Multiplier + multiplier));
+      if (error < least) least = error, group.multipliers[first / Int4Group::kRun] = multiplier;
     }
-    if (largest > 0) low = -7, high = 8;
-    widest = std::abs(largest) / 8.0f;
+    all += least;
   }
-  float error(float step) const {
-    std::array<uint8_t, Int4Group::kRun> codes;
-    return round_codes(values, step, low, high, codes.data());
-  }
-  // The best of the steps from `widest` down to three quarters of it.
-  float best_step() const {
-    float best = widest, best_error = INFINITY;
-    for (int i = 0; i < 5; ++i) {
-      const float step = widest * (1.0f - 0.06f * static_cast<float>(i));
-      const float off = error(step);
-      if (off < best_error) best = step, best_error = off;
-    }
-    return best;
-  }
-  // The best multiple of `scale` near `step`.
-  int best_multiple(float step, float scale) const {
-    const int near = static_cast<int>(std::lround(std::min(step / scale, 15.0f)));
-    int best = std::max(near, 1);
-    float best_error = INFINITY;
-    for (int multiple = std::max(near - 1, 1); multiple <= std::min(near + 1, 15); ++multiple) {
-      const float off = error(static_cast<float>(multiple) * scale);
-      if (off < best_error) best = multiple, best_error = off;
-    }
-    return best;
-  }
-};
+  return all;
+}
 
 }  // namespace
 
@@ -124,9 +134,10 @@ std::optional<WeightFormat> weight_format_from_name(std::string_view name) {
 int64_t quant_group_size(WeightFormat format) {
   switch (format) {
     case WeightFormat::kFp8:
+      return 128;
     case WeightFormat::kInt8:
     case WeightFormat::kInt4:
-      return 128;
+      return 256;
     case WeightFormat::kAuto:
     case WeightFormat::kBf16:
       return 0;
@@ -135,7 +146,7 @@ int64_t quant_group_size(WeightFormat format) {
 }
 
 float quantize_group(WeightFormat format, std::span<const float> values, uint8_t* codes) {
-  std::array<float, 128> tame;
+  std::array<float, kMaxQuantGroup> tame;
   CHECK_LE(values.size(), tame.size());
   std::transform(values.begin(), values.end(), tame.begin(), finite);
   const std::span<const float> all(tame.data(), values.size());
@@ -158,26 +169,32 @@ float quantize_group(WeightFormat format, std::span<const float> values, uint8_t
 }
 
 Int4Group quantize_int4_group(std::span<const float> values) {
-  CHECK_LE(values.size(), size_t{128});
-  std::array<float, 128> tame = {};
+  CHECK_LE(values.size(), kMaxQuantGroup);
+  std::array<float, kMaxQuantGroup> tame = {};
   std::transform(values.begin(), values.end(), tame.begin(), finite);
+  const std::span<const float> all(tame.data(), values.size());
   Int4Group group;
-  group.codes.fill(8);
-  std::array<float, 4> steps;
-  for (size_t run = 0; run < 4; ++run)
-    steps[run] = Int4Run({&tame[run * Int4Group::kRun], Int4Group::kRun}).best_step();
-  const float largest = *std::max_element(steps.begin(), steps.end());
+  group.codes.fill(kInt4ZeroCode);
+  float largest = 0;
+  for (const float x : all) {
+    if (std::abs(x) > std::abs(largest)) largest = x;
+  }
   if (largest == 0) return group;
-  group.scale = std::max(rounded_up(std::min(largest, 1e37f) / 15.0f, 8), kLeastScale);
-  for (size_t i = 0; i < 4; ++i) {
-    const Int4Run run({&tame[i * Int4Group::kRun], Int4Group::kRun});
-    const int multiple = run.best_multiple(steps[i], group.scale);
-    group.steps[i] = static_cast<uint8_t>(multiple);
-    group.zeros[i] = static_cast<uint8_t>(-run.low);
-    uint8_t* codes = &group.codes[i * Int4Group::kRun];
-    round_codes(run.values, static_cast<float>(multiple) * group.scale, run.low, run.high, codes);
-    for (size_t j = 0; j < Int4Group::kRun; ++j)
-      codes[j] = static_cast<uint8_t>(codes[j] + group.zeros[i]);
+  // One scale clips nothing; a smaller one, which clips the largest element, can be better for the
+  // others. Both have the largest element's sign.
+  constexpr int kTop = 20 * (kLeastInt4Multiplier + 3);
+  const float widest =
+      std::max(rounded_up(std::min(std::abs(largest), 1e37f) / kTop, 8), kLeastScale);
+  const float narrow = std::max(rounded_up(widest * 0.92f, 8), kLeastScale);
+  Int4Group other = group;
+  group.scale = std::copysign(widest, largest);
+  other.scale = std::copysign(narrow, largest);
+  if (choose_multipliers(all, other.scale, other) < choose_multipliers(all, group.scale, group))
+    group = other;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto multiplier =
+        static_cast<float>(kLeastInt4Multiplier + group.multipliers[i / Int4Group::kRun]);
+    group.codes[i] = kNearestCodes[level_index(all[i], 1.0f / (group.scale * multiplier))];
   }
   return group;
 }

@@ -50,7 +50,7 @@ CpuFeatures detect() {
   found.avx2 =
       has_all(state, {1, 2}) && has_all(leaf1.ecx, {12, 28, 29}) && has_all(leaf7.ebx, {5});
   found.avx512 = found.avx2 && has_all(state, {5, 6, 7}) && has_all(leaf7.ebx, {16, 17, 30, 31});
-  found.amx_bf16 = found.avx512 && has_all(state, {17, 18}) && has_all(leaf7.ecx, {11}) &&
+  found.amx_bf16 = found.avx512 && has_all(state, {17, 18}) && has_all(leaf7.ecx, {1, 11}) &&
                    has_all(leaf7.edx, {22, 23, 24, 25}) && has_all(leaf7_1.eax, {5}) &&
                    request_tiles();
   return found;

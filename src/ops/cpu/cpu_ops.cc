@@ -43,6 +43,7 @@ constexpr int64_t kRopeRows = 64;                    // of each thread, from whi
 constexpr int64_t kLeastBlockRows = 32;              // of a matmul whose rows are split
 constexpr int64_t kWeightsPerActivation = 4;         // with more, its columns are split
 constexpr int64_t kSerialKeyElements = 16 * 1024;    // key and value elements of an attention call
+constexpr int64_t kBlocksPerUnit = 4;                // of queries, one after the other
 constexpr size_t kReservedBlocks = 16 * 1024;
 
 constexpr std::string_view kGateUp = "gate and up";
@@ -96,6 +97,12 @@ class CpuKv final : public KvCache {
   Buffer data_;
 };
 
+// Units of attention that one thread begins with: from `next` - 1 down to `begin`.
+struct alignas(64) AttentionShare {
+  std::atomic<int64_t> next = 0;
+  int64_t begin = 0;
+};
+
 class CpuOps final : public Ops {
  public:
   CpuOps(std::string_view name, const cpu::KernelTable& kernels, const CpuOpsConfig& config)
@@ -107,6 +114,7 @@ class CpuOps final : public Ops {
         pool_(config.num_threads) {
     scratch_ = std::make_unique<cpu::ThreadScratch[]>(static_cast<size_t>(config.num_threads));
     blocks_.reserve(kReservedBlocks);
+    shares_ = std::make_unique<AttentionShare[]>(static_cast<size_t>(config.num_threads));
   }
 
   std::string_view name() const override { return name_; }
@@ -321,15 +329,42 @@ class CpuOps final : public Ops {
                                 .page_tables = rows.page_tables.data(),
                                 .kv = static_cast<const CpuKv&>(kv).layer(layer_idx)};
     const int64_t num_keys = list_query_blocks(layout, rows, keys);
-    const int64_t num_tasks = static_cast<int64_t>(blocks_.size()) * layout.num_kv_heads;
-    // Which thread takes which task does not matter. Tasks of one kv head follow each other, so
-    // that its keys stay in cache; the last rows come first, since under a causal mask they have
-    // the most keys, and a long task at the end would leave the other threads waiting.
-    const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
-    std::atomic<int64_t> next = num_tasks;
-    const auto work = [&](int) {
-      for (int64_t i; (i = next.fetch_sub(1, std::memory_order_relaxed) - 1) >= 0;)
-        kernels_.attend(task, blocks_[i % num_blocks], static_cast<int32_t>(i / num_blocks));
+    const auto num_blocks = static_cast<int64_t>(blocks_.size());
+    const int64_t num_tasks = num_blocks * layout.num_kv_heads;
+    // A thread takes neighbouring blocks of one kv head, whose keys then come from its own cache.
+    const int64_t unit =
+        std::clamp<int64_t>(num_tasks / pool_.num_threads(), 1,
+                            std::min(kBlocksPerUnit, std::max<int64_t>(1, num_blocks)));
+    const int64_t units_per_head = (num_blocks + unit - 1) / unit;
+    // Which thread takes which unit does not matter. Each begins with the kv heads that it has
+    // rotated and stored: lines that another core has written are as far away as memory. Who is
+    // done helps the others. Of one kv head the last rows come first, since under a causal mask
+    // they have the most keys, and a long unit at the end would leave the other threads waiting.
+    const int num_shares = pool_.num_threads();
+    for (int i = 0; i < num_shares; ++i) {
+      const ItemRange heads = ItemRange::of_part(layout.num_kv_heads, num_shares, i);
+      shares_[i].begin = heads.begin * units_per_head;
+      shares_[i].next.store(heads.end * units_per_head, std::memory_order_relaxed);
+    }
+    const auto attend_unit = [&](int64_t i, int64_t first_unit) {
+      const auto kv_head = static_cast<int32_t>(i / units_per_head);
+      const int64_t begin = i % units_per_head * unit;
+      const int64_t end = std::min(begin + unit, num_blocks);
+      for (int64_t j = end - 1; j >= begin; --j) {
+        QueryBlock block = blocks_[j];
+        block.fetches =
+            units_per_head == 1 && (j == end - 1 || blocks_[j + 1].first_row != block.first_row);
+        if (units_per_head == 1 && j == begin && i > first_unit) block.next_kv_head = kv_head - 1;
+        kernels_.attend(task, block, kv_head);
+      }
+    };
+    const auto work = [&](int thread_idx) {
+      for (int other = 0; other < num_shares; ++other) {
+        AttentionShare& share = shares_[(thread_idx + other) % num_shares];
+        for (int64_t i;
+             (i = share.next.fetch_sub(1, std::memory_order_relaxed) - 1) >= share.begin;)
+          attend_unit(i, share.begin);
+      }
     };
     if (num_tasks == 1 || num_keys * layout.num_kv_heads * layout.head_dim < kSerialKeyElements)
       work(0);
@@ -724,6 +759,7 @@ class CpuOps final : public Ops {
   std::unique_ptr<cpu::ThreadScratch[]> scratch_;  // one for each thread
   std::vector<QueryBlock> blocks_;
   std::vector<SectionSums> sums_ = std::vector<SectionSums>(kMaxRowsPerPass);
+  std::unique_ptr<AttentionShare[]> shares_;  // one for each thread
 };
 
 struct Unit {
@@ -741,7 +777,7 @@ constexpr std::array<Unit, 3> kUnits = {{
     {Isa::kAvx512, "avx512", "cpu/avx512", "AVX-512 F, BW, DQ and VL", cpu::avx512_kernels,
      &cpu::CpuFeatures::avx512},
     {Isa::kAmxBf16, "amx-bf16", "cpu/amx-bf16",
-     "AMX-BF16, AMX-INT8, AVX512-VNNI, AVX512-BF16, AVX512-FP16 and tile state from the kernel",
+     "AMX-BF16, AMX-INT8, AVX512-VNNI, VBMI, BF16 and FP16, and tile state from the kernel",
      cpu::amx_bf16_kernels, &cpu::CpuFeatures::amx_bf16},
 }};
 

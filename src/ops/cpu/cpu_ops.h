@@ -43,7 +43,7 @@ struct CpuOpsConfig {
 
 // Ops on CPU cores. Matrices are packed in `weight_format` (tensor/weight_format.h); with AMX,
 // weights of fp8 are rounded to bf16 where a matmul reads them, and activations to bf16, or to int8
-// with a scale for each 128 beside int8 and int4 weights. Keys and values are rounded to bf16; sums
+// with a scale for each 256 beside int8 and int4 weights. Keys and values are rounded to bf16; sums
 // are f32 throughout. The AVX units keep activations, keys and values in f32. docs/cpu-ops.md
 // states every layout and the order of every sum.
 //

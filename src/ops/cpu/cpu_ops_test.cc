@@ -26,14 +26,14 @@ class CpuOpsTest : public testing::TestWithParam<Isa> {
     ops_ = *make_cpu_ops({.num_threads = 3, .isa = GetParam()});
   }
   bool rounds_to_bf16() const { return GetParam() == Isa::kAmxBf16; }
-  // Activations [m, k] as products with int8 and int4 see them: int8 on AMX, a scale for each 128.
+  // Activations [m, k] as products with int8 and int4 see them: int8 on AMX, a scale for each 256.
   Floats seen_by(WeightFormat format, const Floats& a, int64_t k) const {
     Floats seen = a;
     if (!rounds_to_bf16() || format == WeightFormat::kFp8) return seen;
     for (int64_t row = 0; row < static_cast<int64_t>(a.size()) / std::max<int64_t>(k, 1); ++row) {
-      for (int64_t first = 0; first < k; first += 128) {
+      for (int64_t first = 0; first < k; first += 256) {
         const std::span<float> block(&seen[row * k + first],
-                                     static_cast<size_t>(std::min<int64_t>(128, k - first)));
+                                     static_cast<size_t>(std::min<int64_t>(256, k - first)));
         float largest = 0x1p-100f;
         for (const float x : block) largest = std::max(largest, std::abs(x));
         for (float& x : block)
@@ -114,7 +114,7 @@ TEST_P(CpuOpsTest, QuantizedMatmulAgainstRef) {
         auto gate_up = *ops->pack_gate_up(weights.matrix, up.matrix);
         auto expected = *ref_->pack_matrix({&seen.matrix, 1});
         auto expected_gate_up = *ref_->pack_gate_up(seen.matrix, up_seen.matrix);
-        EXPECT_LT(packed->num_bytes(), (n + 31) / 32 * ((k + 127) / 128) * 4096 * 5 / 4);
+        EXPECT_LT(packed->num_bytes(), (n + 31) / 32 * ((k + 255) / 256) * 8192 * 5 / 4);
         Floats a = random_floats(m * k, 1), a_seen = seen_by(format, a, k);
         Floats got(static_cast<size_t>(m * n), kNan), want = got;
         const Floats g = magnitudes(a, m, seen.matrix), u = magnitudes(a, m, up_seen.matrix);
@@ -174,8 +174,8 @@ TEST_P(CpuOpsTest, QuantizedGroupsOfAllSizes) {
   for (int64_t r = 0; r < n; ++r) {
     for (int64_t c = 0; c < k; ++c)
       weights[r * k + c] =
-          c / 128 == 7 ? 0.0f
-                       : std::ldexp(weights[r * k + c], static_cast<int>(-6 * (c / 128) - r % 5));
+          c / 256 == 3 ? 0.0f
+                       : std::ldexp(weights[r * k + c], static_cast<int>(-6 * (c / 256) - r % 5));
   }
   const HostMatrix matrix{HostTensor::of(weights.data(), DType::kF32, {n, k}), {}};
   Floats eye(static_cast<size_t>(k * k)), got(static_cast<size_t>(k * n));
@@ -189,7 +189,7 @@ TEST_P(CpuOpsTest, QuantizedGroupsOfAllSizes) {
         const float want = seen.matrix.at(r, c);
         ASSERT_NEAR(got[c * n + r], want, std::abs(want) * 0x1p-21f)
             << weight_format_name(format) << " row " << r << " column " << c;
-        EXPECT_TRUE(c / 128 != 7 || got[c * n + r] == 0.0f);
+        EXPECT_TRUE(c / 256 != 3 || got[c * n + r] == 0.0f);
       }
     }
   }

@@ -77,20 +77,21 @@ inline void for_each_k_of_blocks(const char* w, int64_t k, F body) {
     return kFormat == WeightFormat::kInt8 ? load_codes_plus_128(p) : load_codes(p);
   };
   for (int64_t block = 0; block < k; block += kBlockK, w += block_bytes(kFormat)) {
-    const auto run = [&]<int kRun>() {
-      const int64_t rest = k - block - kRun * 32;
-      const ScaleLanes low = load_block_scales<kFormat, kRun>(w, 0);
-      const ScaleLanes high = load_block_scales<kFormat, kRun>(w, 1);
-      const char* line =
-          w + block_header_bytes(kFormat) + kRun / 2 * 2 * kColumns + kRun % 2 * (32 / kCodes * 64);
-      for (int64_t i = 0; i < 32 && i < rest; i += kCodes, line += 64)
-        for_each_code<kFormat>(load_line(line), low, load_line(line + kColumns), high, rest - i,
-                               body);
-    };
-    run.template operator()<0>();
-    run.template operator()<1>();
-    run.template operator()<2>();
-    run.template operator()<3>();
+    const char* line = w + block_header_bytes(kFormat);
+    for (int64_t quarter = 0; quarter < 4; ++quarter, line += kColumns) {
+      const auto run = [&]<int kRun>() {
+        const int64_t rest = k - block - quarter * 64 - kRun * 16;
+        const ScaleLanes low = load_block_scales<kFormat, kRun>(w, quarter, 0);
+        const ScaleLanes high = load_block_scales<kFormat, kRun>(w, quarter, 1);
+        for (int64_t i = 0; i < 16 && i < rest; i += kCodes, line += 64)
+          for_each_code<kFormat>(load_line(line), low, load_line(line + kColumns), high, rest - i,
+                                 body);
+      };
+      run.template operator()<0>();
+      run.template operator()<1>();
+      run.template operator()<2>();
+      run.template operator()<3>();
+    }
   }
 }
 

@@ -52,14 +52,15 @@ constexpr int64_t step_offset(WeightFormat format, int64_t step) {
 }
 
 // Panels of int8 and int4 are the same for all units: AMX-INT8 multiplies int8 codes as they lie. k
-// is padded with zeros to blocks of 128, the quant_group of both. A block is
+// is padded with zeros to blocks of 256, the quant_group of both. A block is
 //   the scales of the 32 columns, bf16,
-//   int4: [2 halves of the columns][16 columns][4 runs of 32 k] bytes: a step of 1 to 15, plus 128
-//     where the codes stand for -7..8 and not -8..7 steps (weight_format.h),
-//   int8: [2 halves of k][2 halves of the columns][16][16 columns][4 of k],
-//   int4: [2 halves of k][2 halves of the columns][8][16 columns][4 bytes]: the low four bits of
+//   int4: [2 halves of the columns][16 columns][4 quarters of k] bytes: the multipliers of four
+//   runs
+//     of 16 k (weight_format.h), the first in the lowest two bits,
+//   int8: [4 quarters of k][2 halves of the columns][16][16 columns][4 of k],
+//   int4: [4 quarters of k][2 halves of the columns][8][16 columns][4 bytes]: the low four bits of
 //     the bytes are k 0 to 3, the high four are k 4 to 7.
-inline constexpr int64_t kBlockK = 128;
+inline constexpr int64_t kBlockK = 256;
 constexpr bool has_blocks(WeightFormat format) {
   return format == WeightFormat::kInt8 || format == WeightFormat::kInt4;
 }
@@ -67,7 +68,8 @@ constexpr int64_t block_header_bytes(WeightFormat format) {
   return format == WeightFormat::kInt4 ? 64 + 128 : 64;
 }
 constexpr int64_t block_bytes(WeightFormat format) {
-  return block_header_bytes(format) + kPanelCols * (format == WeightFormat::kInt4 ? 64 : 128);
+  return block_header_bytes(format) +
+         kPanelCols * (format == WeightFormat::kInt4 ? kBlockK / 2 : kBlockK);
 }
 
 // Activations of one matmul, repacked: groups of `rows_per_group` rows.
@@ -200,6 +202,11 @@ struct QueryBlock {
   int32_t first_row = 0;  // of the run
   int32_t first_query = 0;
   int32_t num_queries = 0;  // at most queries_per_block
+  // What a unit may fetch ahead of its use: the keys and values of this block, unless one before
+  // has just read them, and the first of the same sequence in the head that probably follows, or
+  // -1.
+  bool fetches = true;
+  int32_t next_kv_head = -1;
 };
 
 struct KernelTable {

@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view kMagic = "VLYPACK1";
 // Counts up with every change of a layout in kernels.h or of a quantiser: files of before are
 // misses.
-constexpr uint64_t kVersion = 2;
+constexpr uint64_t kVersion = 3;
 constexpr std::string_view kExtension = ".panels";
 
 void append(std::string& out, uint64_t value) {

@@ -46,7 +46,7 @@ class PanelPacker {
     } else {
       codes_.resize(size);
       scales_.resize(static_cast<size_t>(kPanelCols * num_steps_));
-      steps_.resize(scales_.size() * 4 / (kBlockK / kStepK) + 4 * kPanelCols);
+      multipliers_.resize(scales_.size() * 4 / (kBlockK / kStepK) + 4 * kPanelCols);
     }
   }
 
@@ -102,9 +102,12 @@ class PanelPacker {
         const Int4Group group4 = quantize_int4_group({&floats_[first], count});
         std::copy(group4.codes.begin(), group4.codes.end(), codes + first);
         scales_[group * kPanelCols + c] = group4.scale;
-        for (size_t run = 0; run < 4; ++run)
-          steps_[(group * kPanelCols + c) * 4 + static_cast<int64_t>(run)] =
-              static_cast<uint8_t>(group4.steps[run] | (group4.zeros[run] == 7 ? 0x80 : 0));
+        for (size_t run = 0; run < group4.multipliers.size(); ++run) {
+          uint8_t& quarter =
+              multipliers_[(group * kPanelCols + c) * 4 + static_cast<int64_t>(run / 4)];
+          quarter = static_cast<uint8_t>((run % 4 == 0 ? 0 : quarter) | group4.multipliers[run]
+                                                                            << run % 4 * 2);
+        }
         continue;
       }
       scales_[group * kPanelCols + c] =
@@ -195,13 +198,13 @@ class PanelPacker {
         const uint16_t scale = float_to_bf16(scales_[group + c]);  // exact
         std::memcpy(panel + 2 * c, &scale, 2);
       }
-      if (is_int4) std::memcpy(panel + 64, &steps_[group * 4], kPanelCols * 4);
+      if (is_int4) std::memcpy(panel + 64, &multipliers_[group * 4], kPanelCols * 4);
       for (int64_t c = 0; c < kPanelCols; ++c) {
         const uint8_t* codes = &codes_[c * padded_k() + block * kBlockK];
-        for (int64_t half = 0; half < 2; ++half) {
-          char* out =
-              panel + block_header_bytes(format_) + (half * 2 + c / 16) * column_bytes + c % 16 * 4;
-          put_lines(codes + half * 64, is_int4, out);
+        for (int64_t quarter = 0; quarter < kBlockK / 64; ++quarter) {
+          char* out = panel + block_header_bytes(format_) + (quarter * 2 + c / 16) * column_bytes +
+                      c % 16 * 4;
+          put_lines(codes + quarter * 64, is_int4, out);
         }
       }
     }
@@ -226,10 +229,10 @@ class PanelPacker {
   WeightFormat format_;
   Bf16Layout layout_;
   std::vector<float> floats_;
-  std::vector<uint16_t> values_;  // [kPanelCols, padded_k]; zeros past k
-  std::vector<uint8_t> codes_;    // likewise
-  std::vector<float> scales_;     // [groups, kPanelCols], with room to spare
-  std::vector<uint8_t> steps_;    // [groups, kPanelCols, 4] of int4
+  std::vector<uint16_t> values_;      // [kPanelCols, padded_k]; zeros past k
+  std::vector<uint8_t> codes_;        // likewise
+  std::vector<float> scales_;         // [groups, kPanelCols], with room to spare
+  std::vector<uint8_t> multipliers_;  // [groups, kPanelCols, 4 quarters] of int4
 };
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 // What a code is multiplied by, and what is added: the scales of 16 columns, prepared.
 struct ScaleLanes {
   F16 factor;
-  F16 offset;  // int8 and int4
+  F16 offset;  // int8
 };
 
 // fp8: of 16 columns.
@@ -19,16 +19,14 @@ inline ScaleLanes load_fp8_scales(const char* scales, int half) {
   return {mul(scale, set1(256.0f)), zero()};
 }
 
-// int8 and int4: of 16 columns and run kRun of 32 k of a block (kernels.h). All of it is exact.
+// int8 and int4: of 16 columns and run kRun of 16 k in a quarter of a block (kernels.h). All of it
+// is exact.
 template <WeightFormat kFormat, int kRun>
-inline ScaleLanes load_block_scales(const char* block, int half) {
+inline ScaleLanes load_block_scales(const char* block, int64_t quarter, int half) {
   const F16 scale = widen_bf16(reinterpret_cast<const uint16_t*>(block) + 16 * half);
   if constexpr (kFormat == WeightFormat::kInt8) return {scale, mul(scale, set1(-384.0f))};
-  const Codes steps = load_codes(block + 64 + 64 * half);
-  const F16 step = mul(nibble<2 * kRun>(steps), scale);
-  // The upper four bits are 8 where codes start at -7: eighths of a step.
-  const F16 lowest = fma(nibble<2 * kRun + 1>(steps), set1(0.125f), set1(-8.0f));
-  return {step, mul(lowest, step)};
+  const Codes quarters = load_codes(block + 64 + 64 * half);
+  return {mul(int4_multiplier<kRun>(quarters, static_cast<int>(quarter)), scale), zero()};
 }
 
 template <WeightFormat kFormat>
@@ -44,7 +42,7 @@ inline F16 decode(Codes codes, const ScaleLanes& scales) {
   if constexpr (kFormat == WeightFormat::kInt8)
     return fma(byte_plus_256<kIndex>(codes), scales.factor, scales.offset);
   if constexpr (kFormat == WeightFormat::kInt4)
-    return fma(nibble<kIndex % 4 * 2 + kIndex / 4>(codes), scales.factor, scales.offset);
+    return mul(int4_level<kIndex % 4 * 2 + kIndex / 4>(codes), scales.factor);
 }
 
 }  // namespace

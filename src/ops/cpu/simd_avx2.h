@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "tensor/weight_format.h"
+
 namespace volley::cpu {
 namespace {
 
@@ -161,14 +163,31 @@ inline F16 byte_plus_256(Codes codes) {
   return {half(codes.lo), half(codes.hi)};
 }
 
-// Four bits of each column, 0 to 15.
+// The level of int4 that four bits of each column stand for.
 template <int kPlace>
-inline F16 nibble(Codes codes) {
-  const auto half = [](__m256i x) {
-    return _mm256_cvtepi32_ps(
-        _mm256_and_si256(_mm256_srli_epi32(x, 4 * kPlace), _mm256_set1_epi32(15)));
+inline F16 int4_level(Codes codes) {
+  const auto* all = reinterpret_cast<const __m128i*>(kInt4Levels);
+  const __m256 first = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(all)));
+  const __m256 second =
+      _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(_mm_loadu_si128(all), 8)));
+  const auto half = [&](__m256i x) {
+    // A permutation looks at three bits of each index, a blend at the highest bit.
+    const __m256i index = _mm256_srli_epi32(x, 4 * kPlace);
+    const __m256 fourth = _mm256_castsi256_ps(_mm256_slli_epi32(x, 28 - 4 * kPlace));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(first, index),
+                            _mm256_permutevar8x32_ps(second, index), fourth);
   };
   return {half(codes.lo), half(codes.hi)};
+}
+// The multiplier of run kRun of a quarter, of byte `quarter` of each column.
+template <int kRun>
+inline F16 int4_multiplier(Codes quarters, int quarter) {
+  const auto half = [&](__m256i x) {
+    const __m256i bits = _mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * quarter + 2 * kRun));
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(3)),
+                                               _mm256_set1_epi32(kLeastInt4Multiplier)));
+  };
+  return {half(quarters.lo), half(quarters.hi)};
 }
 
 // e4m3 code kIndex of each column, times 2^-8: as f16, which has its denormals too, and then wider.

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "tensor/weight_format.h"
+
 namespace volley::cpu {
 namespace {
 
@@ -139,12 +141,20 @@ inline F16 byte_plus_256(Codes codes) {
                                                         _mm512_set1_epi32(0x43800000), 0xEA))};
 }
 
-// Four bits of each column, 0 to 15.
+// The level of int4 that four bits of each column stand for.
 template <int kPlace>
-inline F16 nibble(Codes codes) {
+inline F16 int4_level(Codes codes) {
   // The permutation looks at four bits of each index, which spares a mask.
-  const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return {_mm512_permutexvar_ps(_mm512_srli_epi32(codes.v, 4 * kPlace), values)};
+  const __m512 levels = _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kInt4Levels))));
+  return {_mm512_permutexvar_ps(_mm512_srli_epi32(codes.v, 4 * kPlace), levels)};
+}
+// The multiplier of run kRun of a quarter, of byte `quarter` of each column.
+template <int kRun>
+inline F16 int4_multiplier(Codes quarters, int quarter) {
+  const __m512i bits = _mm512_srl_epi32(quarters.v, _mm_cvtsi32_si128(8 * quarter + 2 * kRun));
+  return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(3)),
+                                              _mm512_set1_epi32(kLeastInt4Multiplier)))};
 }
 
 // e4m3 code kIndex of each column, times 2^-8: as f16, which has its denormals too, and then wider.
