@@ -8,7 +8,9 @@ measured is halted.
         [--llama-python VENV/bin/python] [--json FILE] [--no-end-to-end] ...
 
 from the repository's root. README.md beside this says how to install the peer. With --json, a FILE
-that holds an object already keeps its other keys."""
+that holds an object already keeps its other keys, and the rows of other shapes and formats: a long
+comparison can be run in pieces. With --weights DIR the peer's checkpoints are kept from piece to
+piece; --rounds 0 only makes them."""
 
 import argparse
 import contextlib
@@ -120,11 +122,23 @@ def volley_passes(shape, form, options, folder):
     return report, ms["step"], ms["prefill"]
 
 
+def make_gguf(source, kind, options, folder):
+    """The peer's checkpoint of a shape or a model folder."""
+    name = pathlib.Path(source).name
+    weights = pathlib.Path(options.weights or folder) / f"{name}-{kind}.gguf"
+    if not weights.exists():
+        unfinished = weights.with_suffix(".part")
+        script = str(pathlib.Path(__file__).parent / "make_gguf.py")
+        subprocess.run([options.llama_python, script, str(source), str(unfinished), "--type", kind],
+                       check=True, stdout=subprocess.DEVNULL)
+        unfinished.rename(weights)
+    return weights
+
+
 def compare(shape, form, options, folder):
-    weights = folder / "random.gguf"
-    make_gguf = str(pathlib.Path(__file__).parent / "make_gguf.py")
-    subprocess.run([options.llama_python, make_gguf, shape, str(weights), "--type", PEER_TYPE[form]],
-                   check=True, stdout=subprocess.DEVNULL)
+    weights = make_gguf(shape, PEER_TYPE[form], options, folder)
+    if options.rounds == 0:
+        return None
     ours, theirs = {"decode": [], "prefill": []}, {"decode": [], "prefill": []}
     with peer(weights, options) as ask:
         for _ in range(options.rounds):
@@ -132,12 +146,13 @@ def compare(shape, form, options, folder):
             ours["decode"].append(step)
             ours["prefill"].append(prompt)
             theirs["decode"].append(statistics.median(ask("decode", options.samples)))
-            theirs["prefill"].append(statistics.median(ask("prefill", 3)))
+            theirs["prefill"].append(statistics.median(ask("prefill", options.prefill_samples)))
     row = {"shape": shape, "format": form, "llama_cpp_type": PEER_TYPE[form],
            "threads": options.threads, "context": options.context, "prefill": options.prefill,
            "volley_mb": report["weight_bytes"] * 1e-6,
            "llama_cpp_mb": weights.stat().st_size * 1e-6, "read_gb_s": report["read_gb_s"]}
-    weights.unlink()
+    if not options.weights:
+        weights.unlink()
     for kind, bar in (("decode", DECODE_BAR), ("prefill", PREFILL_BAR)):
         mine, other = (statistics.median(who[kind]) for who in (ours, theirs))
         row[kind] = {"volley_ms": mine, "llama_cpp_ms": other, "ratio": other / mine, "bar": bar,
@@ -155,11 +170,7 @@ def end_to_end(options, folder):
     chosen = lines[::max(1, len(lines) // options.num_prompts)][:options.num_prompts]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("\n".join(chosen) + "\n")
-    files = {}
-    for kind in ("bf16", "q8_0"):
-        files[kind] = folder / f"target-{kind}.gguf"
-        subprocess.run([options.llama_python, str(scripts / "make_gguf.py"), options.target,
-                        str(files[kind]), "--type", kind], check=True, stdout=subprocess.DEVNULL)
+    files = {kind: make_gguf(options.target, kind, options, folder) for kind in ("bf16", "q8_0")}
     rates = {"volley": [], "volley plain": [], "bf16": [], "q8_0": []}
     for _ in range(options.rounds):
         out = folder / "bench.json"
@@ -203,13 +214,15 @@ def main():
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=15, help="decoded tokens a round")
+    parser.add_argument("--prefill-samples", type=int, default=3, help="of the peer, a round")
     parser.add_argument("--budget-s", type=float, default=6, help="of Volley's measuring, a round")
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--draft", default="models/demo-draft")
     parser.add_argument("--prompts", default="models/prompts/eval-gsm8k.jsonl")
-    parser.add_argument("--num-prompts", type=int, default=12)
+    parser.add_argument("--num-prompts", type=int, default=24)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--no-end-to-end", action="store_true")
+    parser.add_argument("--weights", help="a folder for the peer's checkpoints, which stay there")
     parser.add_argument("--json", dest="result")
     options = parser.parse_args()
     if options.serve:
@@ -223,12 +236,16 @@ def main():
         for shape in filter(None, options.shapes.split(",")):
             for form in options.formats.split(","):
                 result["passes"].append(compare(shape, form, options, folder))
-        if not options.no_end_to_end:
+        if not options.no_end_to_end and options.rounds > 0:
             result["end_to_end"] = end_to_end(options, folder)
-    if options.result:
+    if options.result and options.rounds > 0:
         path = pathlib.Path(options.result)
         whole = json.loads(path.read_text()) if path.exists() else {}
-        whole["llama_cpp"] = result
+        before = whole.get("llama_cpp", {})
+        measured = {(row["shape"], row["format"]) for row in result["passes"]}
+        result["passes"] = [row for row in before.get("passes", [])
+                            if (row["shape"], row["format"]) not in measured] + result["passes"]
+        whole["llama_cpp"] = {**before, **result}
         path.write_text(json.dumps(whole, indent=2) + "\n")
 
 

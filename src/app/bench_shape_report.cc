@@ -9,16 +9,18 @@
 namespace volley {
 namespace {
 
-const char* colour_of(WeightFormat format) {
+// Every second shape is drawn in a darker shade.
+const char* colour_of(WeightFormat format, size_t shape_idx) {
+  const bool is_dark = shape_idx % 2 == 1;
   switch (format) {
     case WeightFormat::kInt8:
-      return "#c2571a";
+      return is_dark ? "#7d3206" : "#dd7a3c";
     case WeightFormat::kInt4:
-      return "#1d8a5b";
+      return is_dark ? "#0b5334" : "#2fb37a";
     case WeightFormat::kFp8:
-      return "#8a3fb0";
+      return is_dark ? "#55217a" : "#a866cc";
     default:
-      return "#2f6fde";
+      return is_dark ? "#163f94" : "#5b93ee";
   }
 }
 
@@ -65,10 +67,22 @@ std::string draw_panel(const std::vector<Curve>& curves, double left, const std:
     };
     line(curve.points, "");
     line(curve.floors, " stroke-dasharray=\"3 4\" opacity=\"0.7\"");
-    if (curve.points.empty()) continue;
+  }
+  // Labels from the bottom up, none nearer to the one below than a line.
+  std::vector<const Curve*> labelled;
+  for (const Curve& curve : curves) {
+    if (!curve.points.empty()) labelled.push_back(&curve);
+  }
+  std::sort(labelled.begin(), labelled.end(), [](const Curve* a, const Curve* b) {
+    return a->points.back().second < b->points.back().second;
+  });
+  constexpr double kLineHeight = 12;
+  double last_y = kTop + kHeight + kLineHeight;
+  for (const Curve* curve : labelled) {
+    last_y = std::min(y_of(curve->points.back().second) + 4, last_y - kLineHeight);
     out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" font-size=\"11\" fill=\"{}\">{}</text>\n",
-                       x_of(curve.points.back().first) + 5, y_of(curve.points.back().second) + 4,
-                       curve.colour, xml_escaped(curve.label));
+                       x_of(curve->points.back().first) + 5, last_y, curve->colour,
+                       xml_escaped(curve->label));
   }
   return out;
 }
@@ -207,8 +221,11 @@ Json ShapeReport::json() const {
 
 std::string shape_plot_svg(const std::vector<ShapeReport>& reports, const std::string& subtitle) {
   std::vector<Curve> by_rows, by_context;
-  for (const ShapeReport& report : reports) {
-    Curve rows{.colour = colour_of(report.format),
+  size_t shape_idx = 0;
+  for (size_t i = 0; i < reports.size(); ++i) {
+    const ShapeReport& report = reports[i];
+    if (i > 0 && report.shape != reports[i - 1].shape) ++shape_idx;
+    Curve rows{.colour = colour_of(report.format, shape_idx),
                .label = fmt::format("{} {}", report.shape, weight_format_name(report.format))};
     Curve contexts = rows;
     for (const ShapeFigure& f : report.figures) {
