@@ -274,10 +274,9 @@ struct IntProducts {
   }
 };
 
-// ---- A few rows of int4 without tiles: codes are multiplied in the registers that they were
-// looked up in. They are 128 more there, since one side of a product has no sign, and 128 times the
-// row's sum goes off. Integers are exact, so the bits are those of tiles.
-constexpr int64_t kVectorRows = 3;
+// ---- One row of int4 without tiles: codes are multiplied in the registers that they were looked
+// up in. They are 128 more there, since one side of a product has no sign, and 128 times the row's
+// sum goes off. Integers are exact, so the bits are those of tiles. (Two rows are faster in tiles.)
 constexpr int64_t kMaxVectorBlocks = 256;  // of k: larger matrices take tiles
 
 inline int32_t sum_of_block(const char* row) {
@@ -288,75 +287,60 @@ inline int32_t sum_of_block(const char* row) {
   return _mm512_reduce_add_epi32(fours);
 }
 
-// kRows rows by 32 columns over one block. The low and the high four bits have sums of their own,
-// which are shorter chains.
-template <int kRows>
-inline void multiply_int4_block(const char* rows, const int32_t* block_sums, const char* block,
-                                __m512i (&sums)[kRows][2], Fetcher& fetcher) {
+// 32 columns over one block. The low and the high four bits have sums of their own, which are
+// shorter chains.
+inline void multiply_int4_block(const char* row, int32_t block_sum, const char* block,
+                                __m512i (&sums)[2], Fetcher& fetcher) {
   alignas(64) static constexpr Int4Table kTable = make_int4_table(-128);
   const Int4Decoder decoder(kTable);
-  __m512i high_sums[kRows][2];
-  for (int r = 0; r < kRows; ++r) {
-    sums[r][0] = sums[r][1] = _mm512_set1_epi32(-128 * block_sums[r]);
-    high_sums[r][0] = high_sums[r][1] = _mm512_setzero_si512();
-  }
+  __m512i high_sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  sums[0] = sums[1] = _mm512_set1_epi32(-128 * block_sum);
   fetcher.lines(3);
 #pragma GCC unroll 4
   for (int64_t quarter = 0; quarter < kIntQuarters; ++quarter) {
 #pragma GCC unroll 2
     for (int64_t columns = 0; columns < 2; ++columns) {
-      const char* a = rows + quarter * kIntTileBytes;
+      const char* a = row + quarter * kIntTileBytes;
       decoder.decode(block, quarter, columns, [&](int64_t line, __m512i low, __m512i high) {
         fetcher.lines(1);
-        for (int r = 0; r < kRows; ++r) {
-          int32_t quads[2];
-          __builtin_memcpy(quads, a + r * 64 + line * 8, sizeof(quads));
-          sums[r][columns] =
-              _mm512_dpbusd_epi32(sums[r][columns], low, _mm512_set1_epi32(quads[0]));
-          high_sums[r][columns] =
-              _mm512_dpbusd_epi32(high_sums[r][columns], high, _mm512_set1_epi32(quads[1]));
-        }
+        int32_t quads[2];
+        __builtin_memcpy(quads, a + line * 8, sizeof(quads));
+        sums[columns] = _mm512_dpbusd_epi32(sums[columns], low, _mm512_set1_epi32(quads[0]));
+        high_sums[columns] =
+            _mm512_dpbusd_epi32(high_sums[columns], high, _mm512_set1_epi32(quads[1]));
       });
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int columns = 0; columns < 2; ++columns)
-      sums[r][columns] = _mm512_add_epi32(sums[r][columns], high_sums[r][columns]);
-  }
+  for (int columns = 0; columns < 2; ++columns)
+    sums[columns] = _mm512_add_epi32(sums[columns], high_sums[columns]);
 }
 
 // As int_matmul().
-template <int kRows, class Finish>
+template <class Finish>
 inline void int4_vector_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
                                ThreadScratch& scratch, Finish finish) {
   const int64_t num_blocks = num_int_blocks(task.k);
   const auto* scales = static_cast<const float*>(task.packed_rows);
-  const char* rows = static_cast<const char*>(task.packed_rows) + num_blocks * kIntGroupRows * 4;
-  int32_t block_sums[kMaxVectorBlocks][kRows];
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    for (int r = 0; r < kRows; ++r)
-      block_sums[block][r] = sum_of_block(rows + block * kIntRowsBytes + r * 64);
-  }
+  const char* row = static_cast<const char*>(task.packed_rows) + num_blocks * kIntGroupRows * 4;
+  int32_t block_sums[kMaxVectorBlocks];
+  for (int64_t block = 0; block < num_blocks; ++block)
+    block_sums[block] = sum_of_block(row + block * kIntRowsBytes);
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const char* block = task.weights + panel * task.panel_bytes;
-    F16 sums[kRows][2];
-    for (auto& row : sums) row[0] = row[1] = volley::cpu::zero();
+    F16 sums[2] = {volley::cpu::zero(), volley::cpu::zero()};
     for (int64_t i = 0; i < num_blocks; ++i, block += block_bytes(WeightFormat::kInt4)) {
       Fetcher fetcher = {block + kIntFetchBytes};
-      __m512i products[kRows][2];
-      multiply_int4_block<kRows>(rows + i * kIntRowsBytes, block_sums[i], block, products, fetcher);
+      __m512i products[2];
+      multiply_int4_block(row + i * kIntRowsBytes, block_sums[i], block, products, fetcher);
+      const F16 scale = set1(scales[i * kIntGroupRows]);
       for (int half = 0; half < 2; ++half) {
         const F16 weight = widen_bf16(reinterpret_cast<const uint16_t*>(block) + 16 * half);
-        for (int r = 0; r < kRows; ++r)
-          sums[r][half] =
-              volley::cpu::fma({_mm512_cvtepi32_ps(products[r][half])},
-                               mul(weight, set1(scales[i * kIntGroupRows + r])), sums[r][half]);
+        sums[half] =
+            volley::cpu::fma({_mm512_cvtepi32_ps(products[half])}, mul(weight, scale), sums[half]);
       }
     }
-    for (int r = 0; r < kRows; ++r) {
-      store(scratch.sums[0] + r * kPanelCols, sums[r][0]);
-      store(scratch.sums[0] + r * kPanelCols + 16, sums[r][1]);
-    }
+    store(scratch.sums[0], sums[0]);
+    store(scratch.sums[0] + 16, sums[1]);
     finish(panel, scratch.sums[0]);
   }
 }

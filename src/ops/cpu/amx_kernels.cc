@@ -517,13 +517,8 @@ void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
         finish_panel(task, panel, sums, nullptr, scratch);
       };
       if constexpr (kFormat == WeightFormat::kInt4) {
-        const bool fits = num_int_blocks(task.k) <= kMaxVectorBlocks;
-        if (fits && task.num_rows == 1)
-          return int4_vector_matmul<1>(task, panel_begin, panel_end, scratch, finish);
-        if (fits && task.num_rows == 2)
-          return int4_vector_matmul<2>(task, panel_begin, panel_end, scratch, finish);
-        if (fits && task.num_rows == kVectorRows)
-          return int4_vector_matmul<kVectorRows>(task, panel_begin, panel_end, scratch, finish);
+        if (task.num_rows == 1 && num_int_blocks(task.k) <= kMaxVectorBlocks)
+          return int4_vector_matmul(task, panel_begin, panel_end, scratch, finish);
       }
       if (task.num_rows <= kIntGroupRows) {
         const TileScope tiles = TileScope::one_group(task.num_rows);
