@@ -137,8 +137,20 @@ def add_tokenizer(writer, folder, config):
         writer.add_chat_template(text)
 
 
+class Repeated:
+    """A matrix of `rows` rows that repeats a run of them, which is quantised once."""
+
+    def __init__(self, run, rows):
+        self.run, self.rows = run, rows
+        self.ndim = 2
+
+    def quantized(self, kind):
+        run = gguf.quants.quantize(self.run, kind)
+        return np.resize(run, (self.rows, run.shape[1]))
+
+
 def write_gguf(name, config, tokenizer_folder, weights, out, kind):
-    """`weights` yields (GGUF name, float32 array)."""
+    """`weights` yields (GGUF name, float32 array or Repeated)."""
     quantization, file_type = TYPES[kind]
     rope = config.get("rope_parameters") or {}
     heads = config["num_attention_heads"]
@@ -169,7 +181,9 @@ def write_gguf(name, config, tokenizer_folder, weights, out, kind):
     for tensor, values in weights:
         # llama.cpp wants norms in f32.
         used = quantization if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(tensor, gguf.quants.quantize(values, used), raw_dtype=used)
+        data = (values.quantized(used) if isinstance(values, Repeated)
+                else gguf.quants.quantize(values, used))
+        writer.add_tensor(tensor, data, raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -196,7 +210,7 @@ def make_random_gguf(shape, out, kind):
                                                    dtype=np.float32)
 
     def matrix(rows, cols):
-        return np.resize(run[:, :cols] / np.sqrt(cols), (rows, cols)).astype(np.float32)
+        return Repeated((run[:, :cols] / np.sqrt(cols)).astype(np.float32), rows)
 
     def weights():
         ones = np.ones
