@@ -30,10 +30,6 @@ DraftPlannerConfig Engine::planner_config() const {
           .extra_drafts = kExtraDrafts};
 }
 
-void Engine::observe_cost(CostTable& table, int num_rows, double seconds) {
-  table.observe(num_rows, pace_.at_usual(table.estimate(num_rows), seconds));
-}
-
 // Of this step's draft pass.
 int Engine::draft_cost_rows() const {
   int num_drafts = 0;
@@ -200,7 +196,7 @@ void Engine::draft_blocks() {
   inject_pending_together();
   if (draft_rows_.empty()) return;
   propose(drafter_->draft(draft_rows_, output_rows_, *draft_kv_));
-  if (usual) observe_cost(draft_cost_, draft_cost_rows(), now_s() - start);
+  if (usual) draft_cost_.observe(draft_cost_rows(), now_s() - start);
 }
 
 // Turns the drafter's hidden states, one row a draft, into proposals.

@@ -363,7 +363,7 @@ void Engine::verify() {
   }
   const bool decodes_only = std::all_of(items_.begin(), items_.end(),
                                         [](const Item& item) { return item.plan.num_known == 1; });
-  if (decodes_only) observe_cost(verify_cost_, verify_rows_.num_rows(), now_s() - start);
+  if (decodes_only) verify_cost_.observe(verify_rows_.num_rows(), now_s() - start);
 }
 
 // The target's token at `position`, from row `output_idx` of this step's logits.

@@ -159,7 +159,6 @@ class Engine {
   int num_live() const {
     return std::min(static_cast<int>(sequences_.size()), config_.max_num_seqs);
   }
-  void observe_cost(CostTable& table, int num_rows, double seconds);
   int draft_cost_rows() const;
   void choose_who_rests();
   void choose_draft_lengths();
@@ -230,8 +229,7 @@ class Engine {
   std::vector<Sequence*> bidders_;  // of bids_
   std::vector<StepOutput> outputs_;
 
-  Pace pace_;
-  CostTable verify_cost_;  // at the usual pace, as is draft_cost_
+  CostTable verify_cost_;
   CostTable draft_cost_;
   DraftPlanner draft_planner_;
   CrowdWatch crowd_watch_;

@@ -69,19 +69,6 @@ void CostTable::fit() const {
   for (int past = 1; rows <= max_rows; ++rows, ++past) estimates_[rows] = last + slope * past;
 }
 
-double Pace::at_usual(double expected_s, double seconds) {
-  // Faster to follow than the medians of CostTable, so that these keep their place; yet a single
-  // pass that took ten times as long says little.
-  constexpr double kGain = 0.3;
-  constexpr double kMostStep = 0.3;
-  if (!(seconds > 0)) return seconds;
-  if (expected_s > 0) {
-    const double error = std::log(seconds / expected_s) - log_slowness_;
-    log_slowness_ += kGain * std::clamp(error, -kMostStep, kMostStep);
-  }
-  return seconds * std::exp(-log_slowness_);
-}
-
 SurvivalEstimate::SurvivalEstimate(int max_length, double memory_cycles)
     : decay_(1 - 1 / memory_cycles),
       // The prior is one optimistic cycle: the first drafts of a request are worth trying.

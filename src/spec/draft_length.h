@@ -52,19 +52,6 @@ class CostTable {
   mutable std::vector<Level> levels_;
 };
 
-// How fast the machine is just now. Neighbours, clocks and heat change what all passes take, and a
-// cost that was learned long ago must not look small or large beside one of this moment: costs are
-// kept as they are at the usual pace, and compared there.
-class Pace {
- public:
-  // A pass that takes `expected_s` at the usual pace, 0 where that is not known, took `seconds`.
-  // Returns what it would have taken.
-  double at_usual(double expected_s, double seconds);
-
- private:
-  double log_slowness_ = 0;
-};
-
 // How far drafts survive: at each index the discounted share of drafts that matched, among those
 // whose predecessors all matched.
 class SurvivalEstimate {

@@ -25,32 +25,6 @@ TEST(CostTable, ExtrapolatesTheLastSlope) {
   EXPECT_DOUBLE_EQ(costs.estimate(64), 8.0);
 }
 
-// The machine takes twice as long for a while, and only passes over 8 rows are seen meanwhile.
-TEST(Pace, OldCostsKeepTheirPlaceBesideNewOnes) {
-  CostTable costs(64);
-  Pace pace;
-  std::mt19937 rng(1);
-  std::uniform_real_distribution<double> noise(0.95, 1.05);
-  const auto pass = [&](int rows, double slowness) {
-    const double seconds = (1 + 0.02 * rows) * slowness * noise(rng);
-    costs.observe(rows, pace.at_usual(costs.estimate(rows), seconds));
-  };
-  for (int i = 0; i < 40; ++i) {
-    pass(8, 1);
-    pass(32, 1);
-  }
-  const double ratio = costs.estimate(32) / costs.estimate(8);
-  EXPECT_NEAR(ratio, 1.64 / 1.16, 0.1);
-  for (const double slowness : {2.0, 1.0, 1.5}) {
-    for (int i = 0; i < 200; ++i) pass(8, slowness);
-    EXPECT_NEAR(costs.estimate(32) / costs.estimate(8), ratio, 0.12) << slowness;
-  }
-  // A single slow pass changes little.
-  pass(8, 20);
-  pass(8, 1.5);
-  EXPECT_NEAR(costs.estimate(32) / costs.estimate(8), ratio, 0.12);
-}
-
 TEST(SurvivalEstimate, LearnsAConditionalShare) {
   SurvivalEstimate survival(15);
   for (int i = 0; i < 300; ++i) survival.observe(15, i % 2 == 0 ? 0 : 2);
