@@ -159,17 +159,22 @@ int64_t max_units(const GemmShape& shape, const GemmConfig& config) {
 
 }  // namespace
 
-Result<std::unique_ptr<Gemm>> Gemm::create(const cuda::Context& context,
-                                           jit::KernelLibrary& kernels) {
+Result<DeviceSpec> device_spec(const cuda::Context& context, std::string_view library) {
   const cuda::DeviceInfo& info = context.info();
   if (info.compute_major != 9 || info.compute_minor != 0) {
     return make_error(ErrorKind::kUnsupported,
-                      "gemm: {} has compute capability {}.{}, expected 9.0 (Hopper)", info.name,
-                      info.compute_major, info.compute_minor);
+                      "{}: {} has compute capability {}.{}, expected 9.0 (Hopper)", library,
+                      info.name, info.compute_major, info.compute_minor);
   }
   DeviceSpec device;
   device.num_sms = info.num_sms;
   device.max_smem_bytes = static_cast<int>(info.max_smem_bytes);
+  return device;
+}
+
+Result<std::unique_ptr<Gemm>> Gemm::create(const cuda::Context& context,
+                                           jit::KernelLibrary& kernels) {
+  VOLLEY_TRY(const DeviceSpec device, device_spec(context, "gemm"));
   return std::unique_ptr<Gemm>(new Gemm(context, kernels, device));
 }
 

@@ -110,6 +110,9 @@ struct GemmCall {
   GemmParams params = {};
 };
 
+// What plans are made for. Errors: it is no Hopper GPU; the message begins with `library`.
+Result<DeviceSpec> device_spec(const cuda::Context& context, std::string_view library);
+
 class Gemm {
  public:
   // `context` and `kernels` outlive the Gemm. kUnsupported unless the device is of compute

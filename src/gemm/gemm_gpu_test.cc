@@ -18,6 +18,7 @@
 #include "gemm/gemm.h"
 #include "gemm/kernel_text.h"
 #include "gemm/reference.h"
+#include "gemm/test_gpu.h"
 #include "tensor/float_formats.h"
 
 namespace volley::gemm {
@@ -35,10 +36,10 @@ class Gpu {
     return gpu;
   }
   const std::string& why_not() const { return why_not_; }
-  const cuda::Context& context() const { return *context_; }
-  const cuda::Stream& stream() const { return *stream_; }
+  const cuda::Context& context() const { return *gpu_.context; }
+  const cuda::Stream& stream() const { return *gpu_.stream; }
   Gemm& gemm() const { return *gemm_; }
-  jit::KernelLibrary& kernels() { return *kernels_; }
+  jit::KernelLibrary& kernels() { return *gpu_.kernels; }
   ThreadPool& threads() { return threads_; }
 
  private:
@@ -46,24 +47,12 @@ class Gpu {
     if (const Status status = open(); !status) why_not_ = status.error().message;
   }
   Status open() {
-    VOLLEY_TRY(driver_, cuda::Driver::load());
-    VOLLEY_TRY(cuda::Context context, cuda::Context::open(*driver_));
-    context_.emplace(std::move(context));
-    if (context_->info().compute_major != 9) {
-      return make_error(ErrorKind::kUnsupported, "{} is no Hopper GPU", context_->info().name);
-    }
-    VOLLEY_TRY(cuda::Stream stream, cuda::Stream::create(*context_));
-    stream_.emplace(std::move(stream));
-    VOLLEY_TRY(auto compiler, jit::load_nvrtc());
-    kernels_.emplace(jit::KernelLibraryOptions{}, std::nullopt, std::nullopt, std::move(compiler));
-    VOLLEY_TRY(gemm_, Gemm::create(*context_, *kernels_));
+    VOLLEY_TRY_STATUS(gpu_.open(cuda::Driver::load(), jit::load_nvrtc()));
+    VOLLEY_TRY(gemm_, Gemm::create(*gpu_.context, *gpu_.kernels));
     return {};
   }
 
-  std::unique_ptr<cuda::Driver> driver_;
-  std::optional<cuda::Context> context_;
-  std::optional<cuda::Stream> stream_;
-  std::optional<jit::KernelLibrary> kernels_;
+  TestGpu gpu_;
   std::unique_ptr<Gemm> gemm_;
   ThreadPool threads_;
   std::string why_not_;

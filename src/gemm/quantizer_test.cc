@@ -2,6 +2,7 @@
 // driver whose launches run on the emulated machine, and for a Hopper GPU.
 
 #include "gemm/quantizer.h"
+#include "gemm/test_gpu.h"
 
 #include <dlfcn.h>
 #include <gmock/gmock.h>
@@ -61,8 +62,8 @@ class Device {
     return device;
   }
   const std::string& why_not() const { return why_not_; }
-  const cuda::Context& context() const { return *context_; }
-  cuda::CuStream stream() const { return stream_->get(); }
+  const cuda::Context& context() const { return *gpu_.context; }
+  cuda::CuStream stream() const { return gpu_.stream->get(); }
   const Quantizer& quantizer() const { return *quantizer_; }
 
  private:
@@ -70,27 +71,16 @@ class Device {
     if (const Status status = open(); !status) why_not_ = status.error().message;
   }
   Status open() {
-    VOLLEY_TRY(driver_, kEmulated ? cuda::Driver::load(kDriver) : cuda::Driver::load());
-    VOLLEY_TRY(cuda::Context context, cuda::Context::open(*driver_));
-    context_.emplace(std::move(context));
-    if (context_->info().compute_major != 9) {
-      return make_error(ErrorKind::kUnsupported, "{} is no Hopper GPU", context_->info().name);
-    }
-    VOLLEY_TRY(cuda::Stream stream, cuda::Stream::create(*context_));
-    stream_.emplace(std::move(stream));
-    VOLLEY_TRY(auto compiler, open_compiler());
-    kernels_.emplace(jit::KernelLibraryOptions{}, std::nullopt, std::nullopt, std::move(compiler));
-    VOLLEY_TRY(quantizer_, Quantizer::create(*context_, *kernels_));
+    VOLLEY_TRY_STATUS(
+        gpu_.open(kEmulated ? cuda::Driver::load(kDriver) : cuda::Driver::load(), open_compiler()));
+    VOLLEY_TRY(quantizer_, Quantizer::create(*gpu_.context, *gpu_.kernels));
 #ifdef VOLLEY_FAKE_DRIVER
     fake_log()->on_launch = run_emulated;
 #endif
     return {};
   }
 
-  std::unique_ptr<cuda::Driver> driver_;
-  std::optional<cuda::Context> context_;
-  std::optional<cuda::Stream> stream_;
-  std::optional<jit::KernelLibrary> kernels_;
+  TestGpu gpu_;
   std::unique_ptr<Quantizer> quantizer_;
   std::string why_not_;
 };

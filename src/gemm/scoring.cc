@@ -258,15 +258,7 @@ ScoringCost scoring_cost(const ScoringShape& s, double visible, double keys_read
 
 Result<std::unique_ptr<Scoring>> Scoring::create(const cuda::Context& context,
                                                  jit::KernelLibrary& kernels) {
-  const cuda::DeviceInfo& info = context.info();
-  if (info.compute_major != 9 || info.compute_minor != 0) {
-    return make_error(ErrorKind::kUnsupported,
-                      "scoring: {} has compute capability {}.{}, expected 9.0 (Hopper)", info.name,
-                      info.compute_major, info.compute_minor);
-  }
-  DeviceSpec device;
-  device.num_sms = info.num_sms;
-  device.max_smem_bytes = static_cast<int>(info.max_smem_bytes);
+  VOLLEY_TRY(const DeviceSpec device, device_spec(context, "scoring"));
   return std::unique_ptr<Scoring>(new Scoring(context, kernels, device));
 }
 

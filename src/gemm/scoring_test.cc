@@ -14,6 +14,7 @@
 #include <random>
 
 #include "cuda/fake_driver.h"
+#include "gemm/no_compiler.h"
 #include "gemm/scoring_reference.h"
 #include "tensor/float_formats.h"
 
@@ -190,19 +191,6 @@ TEST(ScoringShapes, CostsCountEachByteOnce) {
   EXPECT_EQ(cost.flops, 2.0 * 150 * 64 * 128);
   EXPECT_EQ(cost.bytes, 100 * 132 + 150 * 4 + 2 * 64 * 132);
 }
-
-class NoCompiler : public jit::Compiler {
- public:
-  const std::string& id() const override { return id_; }
-  Result<jit::Compiled> compile(const jit::KernelSource&, std::string_view) const override {
-    return jit::Compiled{.cubin =
-                             "\x7f"
-                             "ELF"};  // all the stand-in driver asks for
-  }
-
- private:
-  std::string id_ = "none";
-};
 
 class ScoringTest : public testing::Test {
  protected:
