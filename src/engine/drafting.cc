@@ -1,3 +1,6 @@
+// What an Engine does about drafts: who drafts and how much, the draft pass, which guesses are
+// verified, and the states that the drafter is owed. The step itself is in engine.cc.
+
 #include <algorithm>
 #include <limits>
 

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "gemm/emulated/scoring_kernels.h"
+#include "gemm/no_compiler.h"
 #include "gemm/scoring_reference.h"
 
 namespace volley::gemm {
@@ -16,19 +17,6 @@ namespace {
 
 constexpr int kGuardRows = 2;
 constexpr int kGuardCols = 3;
-
-class NoCompiler : public jit::Compiler {
- public:
-  const std::string& id() const override { return id_; }
-  Result<jit::Compiled> compile(const jit::KernelSource&, std::string_view) const override {
-    return jit::Compiled{.cubin =
-                             "\x7f"
-                             "ELF"};
-  }
-
- private:
-  std::string id_ = "none";
-};
 
 // Prepared through the library on the stand-in driver: grids and tensor maps are under test too.
 class Emulated {

@@ -239,6 +239,32 @@ TEST(DraftPlanner, LooksAtOtherChoicesNowAndThen) {
   EXPECT_LE(short_blocks, 40);
 }
 
+// Survival promises about as much as plain decoding yields; what came of it decides.
+TEST(DraftPlanner, LearnsWhatItsPromisesAreWorth) {
+  for (const double kept : {0.8, 1.3}) {
+    CostTable draft(64), verify(64);
+    for (const int rows : {1, 4, 8, 16}) verify.observe(rows, 1 + 0.1 * (rows - 1));
+    draft.observe(16, 0.3);
+    const SurvivalEstimate prior(15);
+    DraftPlanner planner({.block_sizes = {16}});
+    SurvivalEstimate survival(15);
+    for (int i = 0; i < 200; ++i) survival.observe(15, i % 2);
+    const double before = planner.promise(1, survival, draft, verify);
+    DraftOutlook outlook(15, prior);
+    for (int step = 0; step < 400; ++step) {
+      std::vector<DraftCandidate> candidates = {{.outlook = &outlook, .max_length = 15}};
+      planner.choose(candidates, 0, draft, verify);
+      const int length = candidates[0].length;
+      if (length == 0) continue;
+      double promised = 1, reach = 1;
+      for (int n = 1; n <= length; ++n) promised += reach *= outlook.survival.conditional(n);
+      planner.observe(kept * promised, 0.3 + verify.estimate(1 + length));
+    }
+    const double after = planner.promise(1, survival, draft, verify);
+    EXPECT_NEAR(after / before, kept, 0.06) << kept;
+  }
+}
+
 TEST(DraftPlanner, RespectsTheStepsBound) {
   CostTable draft(16);
   CostTable verify(16);

@@ -25,6 +25,7 @@ struct DraftBid {
   int num_taken = 0;  // out: the first steps, which the pass takes
 };
 
+// Once a pass promises no more than this share of the best, no further guess will mend it.
 inline constexpr double kHopeless = 0.8;
 
 // The pass has `num_rows` rows that yield `num_tokens` tokens anyway. seconds(num_drafting, rows)
