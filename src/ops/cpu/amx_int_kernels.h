@@ -18,6 +18,7 @@
 // Order of sums: within a block of kBlockK integers, which is exact in any order; block by block in
 // f32. Nothing depends on other rows.
 
+#include "ops/cpu/amx_tiles.h"
 #include "ops/cpu/kernels.h"
 
 namespace volley::cpu {
@@ -157,16 +158,6 @@ inline void decode_int4_half(const char* block, int64_t half, char* tiles, int64
                      _mm512_store_si512(tiles + part * kIntTileBytes + line * 128, low);
                      _mm512_store_si512(tiles + part * kIntTileBytes + line * 128 + 64, high);
                    });
-  }
-}
-
-template <bool kTwoGroups>
-inline void zero_int_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kTwoGroups) {
-    _tile_zero(2);
-    _tile_zero(3);
   }
 }
 
@@ -387,7 +378,7 @@ inline void int_matmul(const MatmulTask& task, int64_t panel_begin, int64_t pane
     fetcher.at = block + kIntFetchBytes;
     for (int64_t i = 0; i < num_blocks; ++i, block += kBytes) {
       int32_t* products = scratch.products[i % 2];
-      zero_int_sums<kTwoGroups>();
+      zero_sums<kTwoGroups>();
       for (int64_t half = 0; half < 2; ++half) {
         const char* weights =
             kIsInt4 ? decoded : block + block_header_bytes(kFormat) + half * kIntHalfBytes;
@@ -452,7 +443,7 @@ inline void int_matmul_many(const MatmulTask& task, int64_t panel_begin, int64_t
               kIsInt4 ? decoded + i * 2 * kIntHalfBytes : at + block_header_bytes(kFormat);
           int32_t* products = scratch.products[turn % 2];
           const auto multiply = [&]<bool kTwoGroups>() {
-            zero_int_sums<kTwoGroups>();
+            zero_sums<kTwoGroups>();
             for (int64_t half = 0; half < 2; ++half)
               multiply_int_half<kTwoGroups>(tiles + i * kIntRowsBytes + half * 2 * kIntTileBytes,
                                             group_bytes, weights + half * kIntHalfBytes,
