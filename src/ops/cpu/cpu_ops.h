@@ -2,33 +2,16 @@
 
 #include <functional>
 #include <memory>
-#include <string_view>
 
+#include "ops/cpu/isa.h"
 #include "ops/ops.h"
 #include "tensor/weight_format.h"
 
 namespace volley {
 
-// One translation unit of kernels each. kAuto takes the last one that the machine can run.
-enum class Isa {
-  kAuto,
-  kAvx2,     // AVX2, FMA and F16C
-  kAvx512,   // AVX-512 F, BW, DQ, VL
-  kAmxBf16,  // the above with AVX512-BF16 and -FP16, AMX-TILE and AMX-BF16
-};
-
-std::string_view isa_name(Isa isa);  // "auto", "avx2", "avx512", "amx-bf16"
-Result<Isa> parse_isa(std::string_view name);
-
-// Whether this processor and this kernel let the process run the unit. kAuto: whether any unit.
-bool isa_available(Isa isa);
-
 namespace cpu {
-struct KernelTable;
 class PackCache;
-// The kernels of a unit that can run here.
-Result<const KernelTable*> kernels_of(Isa isa);
-}  // namespace cpu
+}
 
 struct CpuOpsConfig {
   int num_threads = 1;  // the calling thread included

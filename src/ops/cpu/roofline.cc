@@ -14,10 +14,10 @@ Roofline::Roofline(const KernelTable& kernels, int num_threads, Buffer buffer)
       buffer_(std::move(buffer)) {}
 
 Result<Roofline> Roofline::create(const CpuOpsConfig& config, int64_t buffer_bytes) {
-  VOLLEY_TRY(const KernelTable* kernels, kernels_of(config.isa));
+  VOLLEY_TRY(const Unit unit, choose_unit(config.isa));
   const int64_t per_page = int64_t{2} << 20;
   VOLLEY_TRY(Buffer buffer, Buffer::create((buffer_bytes + per_page - 1) / per_page * per_page));
-  Roofline roofline(*kernels, config.num_threads, std::move(buffer));
+  Roofline roofline(*unit.kernels, config.num_threads, std::move(buffer));
   roofline.pool_->split(roofline.buffer_.size() / per_page, 1, [&](ItemRange range, int) {
     std::memset(roofline.buffer_.data() + range.begin * per_page, 1,
                 static_cast<size_t>((range.end - range.begin) * per_page));
