@@ -66,10 +66,93 @@ Json stop_reason(const Answer& answer) {
   return {};
 }
 
-class CompletionFormat : public AnswerFormat {
+// What the two endpoints have in common: a list of choices, and how each of them ends.
+class ChoicesFormat : public AnswerFormat {
+ public:
+  std::string end(std::span<const AnswerRecord> records) override {
+    std::string events;
+    if (config_.include_usage) {
+      Json event = head(words_.event);
+      event["choices"] = Json::array();
+      event["usage"] = token_usage(records);
+      events = sse_event(event);
+    }
+    return events + std::string(kSseDone);
+  }
+
+  Json whole(std::span<const AnswerRecord> records) override {
+    Json body = head(words_.whole);
+    Json choices = Json::array();
+    for (size_t i = 0; i < records.size(); ++i) {
+      const Answer& answer = *records[i].answer;
+      Json choice = whole_choice(static_cast<int>(i), answer);
+      choice["finish_reason"] = answer.finish_reason();
+      choice["stop_reason"] = stop_reason(answer);
+      if (records.size() > 1) add_metrics(records[i], choice);
+      choices.push_back(std::move(choice));
+    }
+    body["choices"] = std::move(choices);
+    body["usage"] = token_usage(records);
+    if (records.size() == 1) add_metrics(records[0], body);
+    return body;
+  }
+
+ protected:
+  struct Words {
+    std::string_view id_prefix;
+    std::string_view whole, event;  // objects
+    std::string_view piece;         // of an answer, in an event
+  };
+
+  ChoicesFormat(FormatConfig config, const Words& words)
+      : AnswerFormat(std::move(config)), words_(words) {}
+
+  // "index", the answer and its "logprobs".
+  virtual Json whole_choice(int idx, const Answer& answer) const = 0;
+
+  Json choice_event(int idx, Json piece, Json finish_reason) const {
+    Json event = head(words_.event);
+    Json choice;
+    choice["index"] = idx;
+    choice[std::string(words_.piece)] = std::move(piece);
+    choice["logprobs"] = Json();
+    choice["finish_reason"] = std::move(finish_reason);
+    event["choices"] = Json::array({std::move(choice)});
+    return event;
+  }
+
+  // The last of an answer; `piece` is empty.
+  std::string last_event(int idx, Json piece, const AnswerRecord& record) const {
+    Json event = choice_event(idx, std::move(piece), record.answer->finish_reason());
+    event["choices"][0]["stop_reason"] = stop_reason(*record.answer);
+    add_metrics(record, event);
+    return sse_event(event);
+  }
+
+ private:
+  Json head(std::string_view object) const {
+    Json body;
+    body["id"] = std::string(words_.id_prefix) + config_.id;
+    body["object"] = object;
+    body["created"] = config_.created_s;
+    body["model"] = config_.model;
+    return body;
+  }
+
+  void add_metrics(const AnswerRecord& record, Json& to) const {
+    if (config_.spec_metrics == SpecMetrics::kNone) return;
+    to["metrics"] = metrics_json(record, config_.spec_metrics);
+  }
+
+  const Words words_;
+};
+
+class CompletionFormat : public ChoicesFormat {
  public:
   CompletionFormat(FormatConfig config, std::vector<std::string> echoed, int n)
-      : AnswerFormat(std::move(config)), echoed_(std::move(echoed)), n_(n) {}
+      : ChoicesFormat(std::move(config), {"cmpl-", "text_completion", "text_completion", "text"}),
+        echoed_(std::move(echoed)),
+        n_(n) {}
 
   std::string step(int idx, const AnswerRecord&, const AnswerDelta& delta) override {
     if (static_cast<int>(offsets_.size()) <= idx) offsets_.resize(idx + 1, -1);
@@ -90,72 +173,20 @@ class CompletionFormat : public AnswerFormat {
   }
 
   std::string end_answer(int idx, const AnswerRecord& record) override {
-    Json event = choice_event(idx, "", record.answer->finish_reason());
-    event["choices"][0]["stop_reason"] = stop_reason(*record.answer);
-    if (config_.spec_metrics != SpecMetrics::kNone) {
-      event["metrics"] = metrics_json(record, config_.spec_metrics);
-    }
-    return sse_event(event);
-  }
-
-  std::string end(std::span<const AnswerRecord> records) override {
-    std::string events;
-    if (config_.include_usage) {
-      Json event = head();
-      event["choices"] = Json::array();
-      event["usage"] = token_usage(records);
-      events = sse_event(event);
-    }
-    return events + std::string(kSseDone);
-  }
-
-  Json whole(std::span<const AnswerRecord> records) override {
-    Json body = head();
-    Json choices = Json::array();
-    for (size_t i = 0; i < records.size(); ++i) {
-      const Answer& answer = *records[i].answer;
-      Json choice;
-      choice["index"] = i;
-      choice["text"] = echo_of(static_cast<int>(i)) + answer.text();
-      choice["logprobs"] = Json();
-      if (!answer.logprobs().empty()) {
-        int64_t offset = 0;
-        choice["logprobs"] = completion_logprobs(*config_.tokenizer, answer.logprobs(), offset);
-      }
-      choice["finish_reason"] = answer.finish_reason();
-      choice["stop_reason"] = stop_reason(answer);
-      if (config_.spec_metrics != SpecMetrics::kNone && records.size() > 1) {
-        choice["metrics"] = metrics_json(records[i], config_.spec_metrics);
-      }
-      choices.push_back(std::move(choice));
-    }
-    body["choices"] = std::move(choices);
-    body["usage"] = token_usage(records);
-    if (config_.spec_metrics != SpecMetrics::kNone && records.size() == 1) {
-      body["metrics"] = metrics_json(records[0], config_.spec_metrics);
-    }
-    return body;
+    return last_event(idx, "", record);
   }
 
  private:
-  Json head() const {
-    Json body;
-    body["id"] = "cmpl-" + config_.id;
-    body["object"] = "text_completion";
-    body["created"] = config_.created_s;
-    body["model"] = config_.model;
-    return body;
-  }
-
-  Json choice_event(int idx, const std::string& text, Json finish_reason) const {
-    Json event = head();
+  Json whole_choice(int idx, const Answer& answer) const override {
     Json choice;
     choice["index"] = idx;
-    choice["text"] = text;
+    choice["text"] = echo_of(idx) + answer.text();
     choice["logprobs"] = Json();
-    choice["finish_reason"] = std::move(finish_reason);
-    event["choices"] = Json::array({std::move(choice)});
-    return event;
+    if (!answer.logprobs().empty()) {
+      int64_t offset = 0;
+      choice["logprobs"] = completion_logprobs(*config_.tokenizer, answer.logprobs(), offset);
+    }
+    return choice;
   }
 
   std::string echo_of(int idx) const { return echoed_.empty() ? std::string() : echoed_[idx / n_]; }
@@ -165,9 +196,11 @@ class CompletionFormat : public AnswerFormat {
   std::vector<int64_t> offsets_;  // by answer; -1: nothing sent yet
 };
 
-class ChatFormat : public AnswerFormat {
+class ChatFormat : public ChoicesFormat {
  public:
-  using AnswerFormat::AnswerFormat;
+  explicit ChatFormat(FormatConfig config)
+      : ChoicesFormat(std::move(config),
+                      {"chatcmpl-", "chat.completion", "chat.completion.chunk", "delta"}) {}
 
   std::string step(int idx, const AnswerRecord&, const AnswerDelta& delta) override {
     std::string events = opening(idx);
@@ -185,61 +218,7 @@ class ChatFormat : public AnswerFormat {
   }
 
   std::string end_answer(int idx, const AnswerRecord& record) override {
-    Json event = choice_event(idx, Json::object(), record.answer->finish_reason());
-    event["choices"][0]["stop_reason"] = stop_reason(*record.answer);
-    if (config_.spec_metrics != SpecMetrics::kNone) {
-      event["metrics"] = metrics_json(record, config_.spec_metrics);
-    }
-    return opening(idx) + sse_event(event);
-  }
-
-  std::string end(std::span<const AnswerRecord> records) override {
-    std::string events;
-    if (config_.include_usage) {
-      Json event = head("chat.completion.chunk");
-      event["choices"] = Json::array();
-      event["usage"] = token_usage(records);
-      events = sse_event(event);
-    }
-    return events + std::string(kSseDone);
-  }
-
-  Json whole(std::span<const AnswerRecord> records) override {
-    Json body = head("chat.completion");
-    Json choices = Json::array();
-    for (size_t i = 0; i < records.size(); ++i) {
-      const Answer& answer = *records[i].answer;
-      const OutputParts& parts = answer.parts();
-      Json message;
-      message["role"] = "assistant";
-      const bool only_calls = parts.content.empty() && !parts.tool_calls.empty();
-      message["content"] = only_calls ? Json() : Json(parts.content);
-      message["refusal"] = Json();
-      if (!parts.reasoning.empty()) message["reasoning_content"] = parts.reasoning;
-      if (!parts.tool_calls.empty()) {
-        message["tool_calls"] = Json::array();
-        for (const ToolCall& call : parts.tool_calls) {
-          message["tool_calls"].push_back(call_json(call));
-        }
-      }
-      Json choice;
-      choice["index"] = i;
-      choice["message"] = std::move(message);
-      choice["logprobs"] =
-          answer.logprobs().empty() ? Json() : chat_logprobs(*config_.tokenizer, answer.logprobs());
-      choice["finish_reason"] = answer.finish_reason();
-      choice["stop_reason"] = stop_reason(answer);
-      if (config_.spec_metrics != SpecMetrics::kNone && records.size() > 1) {
-        choice["metrics"] = metrics_json(records[i], config_.spec_metrics);
-      }
-      choices.push_back(std::move(choice));
-    }
-    body["choices"] = std::move(choices);
-    body["usage"] = token_usage(records);
-    if (config_.spec_metrics != SpecMetrics::kNone && records.size() == 1) {
-      body["metrics"] = metrics_json(records[0], config_.spec_metrics);
-    }
-    return body;
+    return opening(idx) + last_event(idx, Json::object(), record);
   }
 
  private:
@@ -248,24 +227,26 @@ class ChatFormat : public AnswerFormat {
     int num_calls = 0;
   };
 
-  Json head(std::string_view object) const {
-    Json body;
-    body["id"] = "chatcmpl-" + config_.id;
-    body["object"] = object;
-    body["created"] = config_.created_s;
-    body["model"] = config_.model;
-    return body;
-  }
-
-  Json choice_event(int idx, Json delta, Json finish_reason) const {
-    Json event = head("chat.completion.chunk");
+  Json whole_choice(int idx, const Answer& answer) const override {
+    const OutputParts& parts = answer.parts();
+    Json message;
+    message["role"] = "assistant";
+    const bool only_calls = parts.content.empty() && !parts.tool_calls.empty();
+    message["content"] = only_calls ? Json() : Json(parts.content);
+    message["refusal"] = Json();
+    if (!parts.reasoning.empty()) message["reasoning_content"] = parts.reasoning;
+    if (!parts.tool_calls.empty()) {
+      message["tool_calls"] = Json::array();
+      for (const ToolCall& call : parts.tool_calls) {
+        message["tool_calls"].push_back(call_json(call));
+      }
+    }
     Json choice;
     choice["index"] = idx;
-    choice["delta"] = std::move(delta);
-    choice["logprobs"] = Json();
-    choice["finish_reason"] = std::move(finish_reason);
-    event["choices"] = Json::array({std::move(choice)});
-    return event;
+    choice["message"] = std::move(message);
+    choice["logprobs"] =
+        answer.logprobs().empty() ? Json() : chat_logprobs(*config_.tokenizer, answer.logprobs());
+    return choice;
   }
 
   // The first event of an answer names the role.
