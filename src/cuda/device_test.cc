@@ -1,6 +1,5 @@
 #include "cuda/device.h"
 
-#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -21,17 +20,14 @@ class DeviceTest : public testing::Test {
     auto driver = Driver::load(VOLLEY_FAKE_DRIVER);
     ASSERT_TRUE(driver) << driver.error().message;
     driver_ = std::move(*driver);
-    library_ = ::dlopen(VOLLEY_FAKE_DRIVER, RTLD_NOW);
-    log_ = reinterpret_cast<FakeDriverLog* (*)()>(::dlsym(library_, "volley_fake_driver_log"))();
+    log_ = open_fake_driver_log(VOLLEY_FAKE_DRIVER);
     alive_before_ = log_->num_alive;
   }
   void TearDown() override {
     EXPECT_EQ(log_->num_alive, alive_before_) << "a handle was not given back";
-    ::dlclose(library_);
   }
 
   std::unique_ptr<Driver> driver_;
-  void* library_ = nullptr;
   FakeDriverLog* log_ = nullptr;
   int64_t alive_before_ = 0;
 };

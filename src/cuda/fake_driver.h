@@ -1,7 +1,9 @@
 #pragma once
 
 // What the fake driver (fake_driver.cc) remembers. Tests load the library with Driver::load() and
-// find the log through volley_fake_driver_log().
+// find its log with open_fake_driver_log().
+
+#include <dlfcn.h>
 
 #include <cstdint>
 
@@ -21,6 +23,13 @@ struct FakeDriverLog {
   void (*on_launch)(const LaunchConfig& config,
                     void** params) = nullptr;  // sees each launch's arguments
 };
+
+// Of the library at `path`, which stays loaded. Null: there is no such library.
+inline FakeDriverLog* open_fake_driver_log(const char* path) {
+  void* library = ::dlopen(path, RTLD_NOW);
+  if (library == nullptr) return nullptr;
+  return reinterpret_cast<FakeDriverLog* (*)()>(::dlsym(library, "volley_fake_driver_log"))();
+}
 
 }  // namespace volley::cuda
 

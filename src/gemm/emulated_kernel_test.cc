@@ -11,7 +11,7 @@
 
 #include "base/thread_pool.h"
 #include "gemm/emulated/kernels.h"
-#include "gemm/no_compiler.h"
+#include "gemm/fake_gpu.h"
 #include "gemm/reference.h"
 #include "tensor/float_formats.h"
 
@@ -25,12 +25,6 @@ constexpr uint8_t kPoison = 0xFF;
 // Prepared through the library on the stand-in driver: grids and tensor maps are under test too.
 class Emulated {
  public:
-  Emulated()
-      : driver_(*cuda::Driver::load(VOLLEY_FAKE_DRIVER)),
-        context_(*cuda::Context::open(*driver_)),
-        kernels_({}, std::nullopt, std::nullopt, std::make_unique<NoCompiler>()),
-        gemm_(*Gemm::create(context_, kernels_)) {}
-
   // D with its guards, or the machine's complaint. `in_place`: C is D.
   Result<std::vector<uint8_t>> run(const HostProblem& host, const GemmConfig& config,
                                    int num_clusters, uint64_t seed, bool in_place = false) {
@@ -71,10 +65,8 @@ class Emulated {
   }
 
  private:
-  std::unique_ptr<cuda::Driver> driver_;
-  cuda::Context context_;
-  jit::KernelLibrary kernels_;
-  std::unique_ptr<Gemm> gemm_;
+  FakeGpu gpu_;
+  std::unique_ptr<Gemm> gemm_ = *Gemm::create(*gpu_.context, *gpu_.kernels);
 };
 
 double value_at(const std::vector<uint8_t>& d, const GemmShape& shape, int64_t row, int64_t col) {

@@ -3,7 +3,6 @@
 
 #include "gemm/gemm.h"
 
-#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -11,10 +10,9 @@
 #include <cmath>
 #include <random>
 
-#include "cuda/fake_driver.h"
+#include "gemm/fake_gpu.h"
 #include "gemm/fp4.h"
 #include "gemm/kernel_text.h"
-#include "gemm/no_compiler.h"
 #include "gemm/quantize.h"
 #include "gemm/quantizer.h"
 #include "gemm/reference.h"
@@ -27,24 +25,6 @@ using testing::HasSubstr;
 
 class GemmTest : public testing::Test {
  protected:
-  void SetUp() override {
-    auto driver = cuda::Driver::load(VOLLEY_FAKE_DRIVER);
-    ASSERT_TRUE(driver) << driver.error().message;
-    driver_ = std::move(*driver);
-    library_ = ::dlopen(VOLLEY_FAKE_DRIVER, RTLD_NOW);
-    log_ =
-        reinterpret_cast<cuda::FakeDriverLog* (*)()>(::dlsym(library_, "volley_fake_driver_log"))();
-    context_.emplace(*cuda::Context::open(*driver_));
-    kernels_.emplace(jit::KernelLibraryOptions{}, std::nullopt, std::nullopt,
-                     std::make_unique<NoCompiler>());
-    gemm_ = *Gemm::create(*context_, *kernels_);
-  }
-  void TearDown() override {
-    gemm_.reset();
-    context_.reset();
-    ::dlclose(library_);
-  }
-
   static GemmArgs args(const GemmShape& shape) {
     return {.shape = shape,
             .a = 0x1000,
@@ -55,12 +35,8 @@ class GemmTest : public testing::Test {
             .groups = 0x6000};
   }
 
-  std::unique_ptr<cuda::Driver> driver_;
-  void* library_ = nullptr;
-  cuda::FakeDriverLog* log_ = nullptr;
-  std::optional<cuda::Context> context_;
-  std::optional<jit::KernelLibrary> kernels_;
-  std::unique_ptr<Gemm> gemm_;
+  FakeGpu gpu_;
+  std::unique_ptr<Gemm> gemm_ = *Gemm::create(*gpu_.context, *gpu_.kernels);
 };
 
 TEST_F(GemmTest, LaunchesWhatWasPlanned) {
@@ -68,12 +44,12 @@ TEST_F(GemmTest, LaunchesWhatWasPlanned) {
   const auto call = gemm_->prepare(args(shape));
   ASSERT_TRUE(call) << call.error().message;
   ASSERT_TRUE(gemm_->launch(*call, nullptr));
-  EXPECT_EQ(log_->last_launch.cta_x, static_cast<unsigned>(call->config.num_threads()));
-  EXPECT_EQ(log_->last_launch.smem_bytes,
+  EXPECT_EQ(gpu_.log->last_launch.cta_x, static_cast<unsigned>(call->config.num_threads()));
+  EXPECT_EQ(gpu_.log->last_launch.smem_bytes,
             static_cast<unsigned>(smem_layout(call->config).total_bytes));
-  EXPECT_EQ(log_->last_cluster, static_cast<unsigned>(call->config.cluster()));
-  EXPECT_LE(log_->last_launch.grid_x, 132U * static_cast<unsigned>(call->config.ctas_per_sm));
-  EXPECT_EQ(log_->last_launch.grid_x % log_->last_cluster, 0U);
+  EXPECT_EQ(gpu_.log->last_cluster, static_cast<unsigned>(call->config.cluster()));
+  EXPECT_LE(gpu_.log->last_launch.grid_x, 132U * static_cast<unsigned>(call->config.ctas_per_sm));
+  EXPECT_EQ(gpu_.log->last_launch.grid_x % gpu_.log->last_cluster, 0U);
   // A's map: [4096 rows][16384], boxes of 128 columns.
   EXPECT_EQ(call->a_map.opaque[0], 0x1000U);
   EXPECT_EQ(call->a_map.opaque[2], 16384U);
@@ -127,22 +103,22 @@ TEST_F(GemmTest, WrongArgumentsAreNamed) {
 TEST_F(GemmTest, NoRowsNothingToLaunch) {
   const auto call = gemm_->prepare(args({.m = 0, .n = 256, .k = 512}));
   ASSERT_TRUE(call);
-  const int64_t before = log_->num_launches;
+  const int64_t before = gpu_.log->num_launches;
   EXPECT_TRUE(gemm_->launch(*call, nullptr));
-  EXPECT_EQ(log_->num_launches, before);
+  EXPECT_EQ(gpu_.log->num_launches, before);
 }
 
 TEST_F(GemmTest, AfterAWarmUpNothingCompiles) {
   const std::vector<GemmShape> shapes = {{.m = 512, .n = 6144, .k = 4096}};
   ASSERT_TRUE(gemm_->warm_up(shapes, 2, nullptr));
-  const int64_t compiled = kernels_->stats().num_compiled;
+  const int64_t compiled = gpu_.kernels->stats().num_compiled;
   EXPECT_GT(compiled, 1);
   for (int m = 1; m <= 512; ++m) {
     GemmShape shape = shapes[0];
     shape.m = m;
     ASSERT_TRUE(gemm_->prepare(args(shape)));
   }
-  EXPECT_EQ(kernels_->stats().num_compiled, compiled);
+  EXPECT_EQ(gpu_.kernels->stats().num_compiled, compiled);
 }
 
 TEST_F(GemmTest, ALaunchCostsTheHostLittle) {

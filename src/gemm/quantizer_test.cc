@@ -4,7 +4,6 @@
 #include "gemm/quantizer.h"
 #include "gemm/test_gpu.h"
 
-#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -16,9 +15,8 @@
 #include "gemm/quantize.h"
 #include "tensor/float_formats.h"
 #ifdef VOLLEY_FAKE_DRIVER
-#include "cuda/fake_driver.h"
 #include "gemm/emulated/quantize_kernels.h"
-#include "gemm/no_compiler.h"
+#include "gemm/fake_gpu.h"
 #endif
 
 namespace volley::gemm {
@@ -37,8 +35,7 @@ Result<std::unique_ptr<jit::Compiler>> open_compiler() {
 }
 
 cuda::FakeDriverLog* fake_log() {
-  void* library = ::dlopen(VOLLEY_FAKE_DRIVER, RTLD_NOW);
-  return reinterpret_cast<cuda::FakeDriverLog* (*)()>(::dlsym(library, "volley_fake_driver_log"))();
+  return cuda::open_fake_driver_log(VOLLEY_FAKE_DRIVER);
 }
 
 void run_emulated(const cuda::LaunchConfig& config, void** params) {

@@ -9,7 +9,7 @@
 #include <map>
 
 #include "gemm/emulated/scoring_kernels.h"
-#include "gemm/no_compiler.h"
+#include "gemm/fake_gpu.h"
 #include "gemm/scoring_reference.h"
 
 namespace volley::gemm {
@@ -21,12 +21,6 @@ constexpr int kGuardCols = 3;
 // Prepared through the library on the stand-in driver: grids and tensor maps are under test too.
 class Emulated {
  public:
-  Emulated()
-      : driver_(*cuda::Driver::load(VOLLEY_FAKE_DRIVER)),
-        context_(*cuda::Context::open(*driver_)),
-        kernels_({}, std::nullopt, std::nullopt, std::make_unique<NoCompiler>()),
-        scoring_(*Scoring::create(context_, kernels_)) {}
-
   // The logits with their guards, or the machine's complaint.
   Result<std::vector<float>> run(const HostScoring& host, const ScoringConfig& config, int num_ctas,
                                  OutsideRange outside, uint64_t seed) {
@@ -47,10 +41,8 @@ class Emulated {
   }
 
  private:
-  std::unique_ptr<cuda::Driver> driver_;
-  cuda::Context context_;
-  jit::KernelLibrary kernels_;
-  std::unique_ptr<Scoring> scoring_;
+  FakeGpu gpu_;
+  std::unique_ptr<Scoring> scoring_ = *Scoring::create(*gpu_.context, *gpu_.kernels);
 };
 
 // Small, with tails everywhere: rows that see nothing, one key, a key tile's end, all.

@@ -3,7 +3,6 @@
 
 #include "gemm/scoring.h"
 
-#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -13,8 +12,7 @@
 #include <map>
 #include <random>
 
-#include "cuda/fake_driver.h"
-#include "gemm/no_compiler.h"
+#include "gemm/fake_gpu.h"
 #include "gemm/scoring_reference.h"
 #include "tensor/float_formats.h"
 
@@ -194,24 +192,6 @@ TEST(ScoringShapes, CostsCountEachByteOnce) {
 
 class ScoringTest : public testing::Test {
  protected:
-  void SetUp() override {
-    auto driver = cuda::Driver::load(VOLLEY_FAKE_DRIVER);
-    ASSERT_TRUE(driver) << driver.error().message;
-    driver_ = std::move(*driver);
-    library_ = ::dlopen(VOLLEY_FAKE_DRIVER, RTLD_NOW);
-    log_ =
-        reinterpret_cast<cuda::FakeDriverLog* (*)()>(::dlsym(library_, "volley_fake_driver_log"))();
-    context_.emplace(*cuda::Context::open(*driver_));
-    kernels_.emplace(jit::KernelLibraryOptions{}, std::nullopt, std::nullopt,
-                     std::make_unique<NoCompiler>());
-    scoring_ = *Scoring::create(*context_, *kernels_);
-  }
-  void TearDown() override {
-    scoring_.reset();
-    context_.reset();
-    ::dlclose(library_);
-  }
-
   static ScoringArgs flat() {
     return {.shape = {.num_rows = 100, .num_keys = 1000},
             .q = 0x1000,
@@ -240,23 +220,19 @@ class ScoringTest : public testing::Test {
     return call ? std::string() : call.error().message;
   }
 
-  std::unique_ptr<cuda::Driver> driver_;
-  void* library_ = nullptr;
-  cuda::FakeDriverLog* log_ = nullptr;
-  std::optional<cuda::Context> context_;
-  std::optional<jit::KernelLibrary> kernels_;
-  std::unique_ptr<Scoring> scoring_;
+  FakeGpu gpu_;
+  std::unique_ptr<Scoring> scoring_ = *Scoring::create(*gpu_.context, *gpu_.kernels);
 };
 
 TEST_F(ScoringTest, LaunchesWhatWasPlanned) {
   const auto call = scoring_->prepare(flat());
   ASSERT_TRUE(call) << call.error().message;
   ASSERT_TRUE(scoring_->launch(*call, nullptr));
-  EXPECT_EQ(log_->last_launch.grid_x, 132U);
-  EXPECT_EQ(log_->last_launch.cta_x, 384U);
-  EXPECT_EQ(log_->last_launch.smem_bytes,
+  EXPECT_EQ(gpu_.log->last_launch.grid_x, 132U);
+  EXPECT_EQ(gpu_.log->last_launch.cta_x, 384U);
+  EXPECT_EQ(gpu_.log->last_launch.smem_bytes,
             static_cast<unsigned>(scoring_smem(call->config).total_bytes));
-  EXPECT_TRUE(log_->last_overlaps);
+  EXPECT_TRUE(gpu_.log->last_overlaps);
   // Queries [100][64][128], boxes of four rows of them.
   EXPECT_EQ(call->q_map.opaque[2], 128U);
   EXPECT_EQ(call->q_map.opaque[3], 64U);
@@ -324,9 +300,9 @@ TEST_F(ScoringTest, NoRowsOrNoKeysNothingToLaunch) {
     args.shape = {.num_rows = rows ? 5 : 0, .num_keys = rows ? 0 : 5};
     const auto call = scoring_->prepare(args);
     ASSERT_TRUE(call) << call.error().message;
-    const int64_t before = log_->num_launches;
+    const int64_t before = gpu_.log->num_launches;
     EXPECT_TRUE(scoring_->launch(*call, nullptr));
-    EXPECT_EQ(log_->num_launches, before);
+    EXPECT_EQ(gpu_.log->num_launches, before);
   }
 }
 
@@ -335,7 +311,7 @@ TEST_F(ScoringTest, AfterAWarmUpNothingCompiles) {
       {.num_rows = 4096, .num_keys = 8192},
       {.keys = kMxFp4, .paged = true, .num_rows = 1, .num_keys = 1000, .next_n = 7}};
   ASSERT_TRUE(scoring_->warm_up(shapes, 2, nullptr));
-  const int64_t compiled = kernels_->stats().num_compiled;
+  const int64_t compiled = gpu_.kernels->stats().num_compiled;
   EXPECT_GE(compiled, 8);
   for (int rows = 1; rows <= 300; ++rows) {
     ScoringArgs args = flat();
@@ -349,7 +325,7 @@ TEST_F(ScoringTest, AfterAWarmUpNothingCompiles) {
     args.shape.num_rows = 10 * next_n;
     ASSERT_TRUE(scoring_->prepare(args));
   }
-  EXPECT_EQ(kernels_->stats().num_compiled, compiled);
+  EXPECT_EQ(gpu_.kernels->stats().num_compiled, compiled);
 }
 
 TEST(ScoringText, TheClosureIsWhatIsSent) {
