@@ -7,11 +7,16 @@
 # OUT receives logs and JSON; BUILD (default: build) holds gemm_gpu_test, scoring_gpu_test
 # and gemm_bench. Every step has
 # a time limit, so a kernel that hangs costs its own step; its name is the last in its log. Set
-# LD_LIBRARY_PATH where NVRTC or cuBLASLt are not on the loader's path.
+# LD_LIBRARY_PATH where NVRTC or cuBLASLt are not on the loader's path, DEEPGEMM_PYTHON to time DeepGEMM too
+# (bench/peers/README.md).
 set -uo pipefail
 out=${1:?usage: tools/gemm_gpu.sh OUT [BUILD]}
 bin=$(cd "${2:-build}" && pwd)
 mkdir -p "$out"
+peer=()
+if [[ -n ${DEEPGEMM_PYTHON:-} ]]; then
+  peer=(--deepgemm "$DEEPGEMM_PYTHON $(dirname "${BASH_SOURCE[0]}")/../bench/peers/deepgemm.py")
+fi
 
 step() { # step NAME SECONDS COMMAND...
   local name=$1 limit=$2 start=$SECONDS
@@ -26,8 +31,8 @@ step candidates 150 "$bin/gemm_gpu_test" --gtest_filter='*GemmCandidates*'
 step rest 90 "$bin/gemm_gpu_test" --gtest_filter='GemmGpu.*-GemmGpu.Tails*'
 step scoring 120 "$bin/scoring_gpu_test"
 step bench_scoring 120 "$bin/gemm_bench" --scoring --json "$out/scoring.json"
-step bench_fp8 120 "$bin/gemm_bench" --json "$out/gemm_fp8.json"
-step bench_bf16 120 "$bin/gemm_bench" --bf16 --json "$out/gemm_bf16.json"
+step bench_fp8 300 "$bin/gemm_bench" "${peer[@]}" --json "$out/gemm_fp8.json"
+step bench_bf16 300 "$bin/gemm_bench" "${peer[@]}" --bf16 --json "$out/gemm_bf16.json"
 for tool in memcheck racecheck synccheck; do
   step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     "$bin/gemm_gpu_test" --gtest_filter='GemmGpu.Tails*:GemmGpu.ACapturedGraph*'

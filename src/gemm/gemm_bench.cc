@@ -1,21 +1,23 @@
 // Times our products and cuBLASLt's side by side on one GPU, in one run.
 //
 //   gemm_bench [--json FILE] [--bundle FILE] [--filter TEXT,...] [--search N] [--skip-peer]
-//   [--bf16] [--mma fp8|bf16|mxfp4|nvfp4] [--gradients]
+//   [--bf16] [--mma fp8|bf16|mxfp4|nvfp4] [--gradients] [--deepgemm COMMAND]
 //   gemm_bench --scoring [--json FILE] [--filter TEXT,...] [--search N] [--skip-peer]
 //   gemm_bench --quantizers [--json FILE]
 //
 // cold: median over launches, the L2 cache flushed before each; includes the events' own cost. rot:
 // launches back to back in a graph over operands that together exceed the L2 cache threefold, per
-// launch; no event cost, the figure for small shapes. over: the same graph of our kernels with
+// launch; no event cost, the figure for small shapes; a fill of memory before the graph hides the
+// host's part in starting it. over: the same graph of our kernels with
 // Overlap::kWeights, each starting beside the end of the one before, as a layer's products do; rot
 // and cold are without. All contenders of a shape are timed in turn, round after round. --search N
 // also times the N configurations that the model ranks first, which shows where the model errs.
 // With FP4 weights our own FP8 product of the same shape is timed too, and cuBLASLt's baseline is
-// FP8. --gradients: float output, added to D, dense and grouped along K; FP8 with scales on the
-// rows of both sides, beside cuBLASLt with one scale a tensor and ("block") with the same scales as
-// ours. --quantizers: bf16 to FP8 and FP4 and scales to their layout, beside the time that their
-// bytes take at what a memset writes.
+// FP8. --deepgemm runs COMMAND (bench/peers/deepgemm.py) and times DeepGEMM in the same rounds, FP8
+// and bf16. --gradients: float output, added to D, dense and grouped along K; FP8 with scales on
+// the rows of both sides, beside cuBLASLt with one scale a tensor and ("block") with the same
+// scales as ours. --quantizers: bf16 to FP8 and FP4 and scales to their layout, beside the time
+// that their bytes take at what a memset writes.
 
 #include <algorithm>
 #include <chrono>
@@ -29,6 +31,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "gemm/cublaslt_peer.h"
+#include "gemm/deepgemm_peer.h"
 #include "gemm/fp4.h"
 #include "gemm/gemm.h"
 #include "gemm/kernel_text.h"
@@ -47,6 +50,7 @@ struct Options {
   std::string json;
   std::string bundle;
   std::string filter;
+  std::string deepgemm;  // a command, or empty
   int search = 0;
   int segments = 0;
   bool skip_peer = false;
@@ -100,6 +104,55 @@ extern "C" __global__ void fill(unsigned* out, unsigned long long words, int kin
   }
 }
 )";
+
+// A peer's times over ours, over shapes.
+class Comparison {
+ public:
+  explicit Comparison(std::string peer) : peer_(std::move(peer)) {}
+
+  void add(const std::string& shape, double cold, double rot, double overlapped) {
+    cold_log_sum_ += std::log(cold);
+    rot_log_sum_ += std::log(rot);
+    overlapped_log_sum_ += std::log(overlapped);
+    ++count_;
+    if (count_ == 1 || cold < worst_cold_) worst_cold_ = cold, worst_cold_shape_ = shape;
+    if (count_ == 1 || rot < worst_rot_) worst_rot_ = rot, worst_rot_shape_ = shape;
+  }
+
+  void print() const {
+    if (count_ == 0) return;
+    fmt::print(
+        "geometric mean of {} / ours: cold {:.3f}, rot {:.3f}, overlapped {:.3f} over {} shapes; "
+        "worst cold {:.2f} ({}), rot {:.2f} ({})\n",
+        peer_, mean(cold_log_sum_), mean(rot_log_sum_), mean(overlapped_log_sum_), count_,
+        worst_cold_, worst_cold_shape_, worst_rot_, worst_rot_shape_);
+  }
+
+  Json json() const {
+    if (count_ == 0) return nullptr;
+    return Json{{"shapes", count_},          {"cold", mean(cold_log_sum_)},
+                {"rot", mean(rot_log_sum_)}, {"overlapped", mean(overlapped_log_sum_)},
+                {"worst_cold", worst_cold_}, {"worst_cold_shape", worst_cold_shape_},
+                {"worst_rot", worst_rot_},   {"worst_rot_shape", worst_rot_shape_}};
+  }
+
+ private:
+  double mean(double log_sum) const { return std::exp(log_sum / count_); }
+
+  std::string peer_;
+  int count_ = 0;
+  double cold_log_sum_ = 0, rot_log_sum_ = 0, overlapped_log_sum_ = 0;
+  double worst_cold_ = 0, worst_rot_ = 0;
+  std::string worst_cold_shape_, worst_rot_shape_;
+};
+
+// A time in the table; none is no time.
+std::string us_text(double us) {
+  return us > 0 ? fmt::format("{:.1f}", us) : "-";
+}
+std::string ratio_text(double ratio) {
+  return ratio > 0 ? fmt::format("{:.2f}", ratio) : "-";
+}
 
 struct BenchCase {
   std::string group;
@@ -252,30 +305,33 @@ class Bench {
     }
     if (options_.quantizers) return time_quantizers(out, copy);
     VOLLEY_TRY_STATUS(warm_up());
+    if (!options_.deepgemm.empty()) {
+      start_deepgemm();
+      if (deepgemm_) out["deepgemm"] = deepgemm_->version();
+    }
     fmt::print(
         "{}, driver {}; context {:.0f} ms, bundle {:.2f} ms, first product {:.1f} ms ({} compiled),"
         " memset {:.0f} GB/s\n",
         context_->info().name, driver_->version(), context_ms, bundle_ms, first_ms,
         stats.num_compiled, copy);
     fmt::print(
-        "{:<19} {:>6} {:>6} {:>6} {:>3}  {:>8} {:>8} {:>8} {:>7} {:>6} {:>6}  {:>8} {:>8} {:>5} "
-        "{:>5}  {}\n",
+        "{:<19} {:>6} {:>6} {:>6} {:>3}  {:>8} {:>8} {:>8} {:>7} {:>6} {:>6}  {:>8} {:>8} {:>8} "
+        "{:>8} {:>5} {:>5}  {}\n",
         "group", "m", "n", "k", "G", "cold us", "rot us", "over us", "TFLOP/s", "GB/s", "model",
-        "lt cold", "lt rot", "cold", "rot", "configuration");
+        "lt cold", "lt rot", "dg cold", "dg rot", "cold", "rot", "configuration");
     Json rows = Json::array();
     for (const BenchCase& c : cases()) {
       VOLLEY_TRY(Json row, time_case(c));
       rows.push_back(std::move(row));
       out["rows"] = rows;
+      out["cublaslt_over_ours"] = cublaslt_ratios_.json();
+      out["deepgemm_over_ours"] = deepgemm_ratios_.json();
+      out["best_over_ours"] = best_ratios_.json();
       if (!options_.json.empty())
         VOLLEY_TRY_STATUS(write_file_atomic(options_.json, dump_json(out, 1)));
     }
-    if (ratio_count_ > 0) {
-      fmt::print(
-          "geometric mean of cuBLASLt / ours: cold {:.3f}, rot {:.3f}, overlapped {:.3f} over {} "
-          "shapes\n",
-          std::exp(cold_log_sum_ / ratio_count_), std::exp(rot_log_sum_ / ratio_count_),
-          std::exp(overlapped_log_sum_ / ratio_count_), ratio_count_);
+    for (const Comparison* comparison : {&cublaslt_ratios_, &deepgemm_ratios_, &best_ratios_}) {
+      comparison->print();
     }
     return {};
   }
@@ -285,11 +341,14 @@ class Bench {
     std::vector<BenchCase> kept;
     for (BenchCase& c :
          options_.gradients ? gradient_cases(options_.mma) : bench_cases(options_.mma)) {
-      const std::string name = fmt::format("{} {}x{}x{}", c.group, c.shape.m, c.shape.n, c.shape.k);
       if (options_.segments > 0) c.shape.segments = options_.segments;
-      if (matches(name)) kept.push_back(std::move(c));
+      if (matches(case_name(c))) kept.push_back(std::move(c));
     }
     return kept;
+  }
+
+  static std::string case_name(const BenchCase& c) {
+    return fmt::format("{} {}x{}x{}", c.group, c.shape.m, c.shape.n, c.shape.k);
   }
 
   // --filter is a list of texts with commas between; a case has one of them in its name.
@@ -344,6 +403,35 @@ class Bench {
                stats.num_bundled, stats.num_compiled, us_since(start) / 1e6,
                std::thread::hardware_concurrency());
     return {};
+  }
+
+  bool deepgemm_times(const BenchCase& c) const {
+    return deepgemm_ && !c.adds && DeepGemmPeer::has(c.shape);
+  }
+
+  static DeepGemmProblem deepgemm_problem(const BenchCase& c) {
+    return {c.shape, static_cast<int>(c.rows) / c.shape.num_groups};
+  }
+
+  // Without it, or with one that cannot compile, the others are timed all the same.
+  void start_deepgemm() {
+    auto peer = DeepGemmPeer::start(options_.deepgemm);
+    if (!peer) {
+      fmt::print("DeepGEMM: not timed: {}\n", peer.error().message);
+      return;
+    }
+    deepgemm_ = std::move(*peer);
+    std::vector<DeepGemmProblem> problems;
+    for (const BenchCase& c : cases()) {
+      if (deepgemm_times(c)) problems.push_back(deepgemm_problem(c));
+    }
+    if (problems.empty()) return;
+    const auto seconds = deepgemm_->compile(problems);
+    fmt::print(
+        "DeepGEMM {}: {}\n", deepgemm_->version(),
+        seconds ? fmt::format("kernels of {} shapes ready in {:.1f} s", problems.size(), *seconds)
+                : "not all compiled: " + seconds.error().message);
+    std::fflush(stdout);
   }
 
   Status load_fill() {
@@ -469,17 +557,26 @@ class Bench {
   struct Contender {
     std::function<Status(size_t)> launch;  // one product of operand set `set` on the stream
     bool cold = true;                      // time it cold too
+    // Instead of launch: a round that another process measures. Its failure is its own.
+    std::function<Result<DeepGemmRound>(int)> round;
+    std::string error;
     Times times;
     cuda::Graph graph;
     std::vector<double> cold_us, rot_us;
   };
 
+  // How often a graph launches each operand set: it takes 1.5 ms.
+  static size_t graph_repeats(size_t num_sets, double guess_us) {
+    return static_cast<size_t>(
+        std::max(1.0, std::ceil(1500.0 / guess_us / static_cast<double>(num_sets))));
+  }
+
   // Rounds of one measurement of each contender: clocks and temperature change while they run, and
   // the first one timed would pay for a GPU that has idled.
   Status time_contenders(std::vector<Contender>& contenders, size_t num_sets, double guess_us) {
-    const auto per_graph = static_cast<size_t>(
-        std::max(1.0, std::ceil(1500.0 / guess_us / static_cast<double>(num_sets))));
+    const size_t per_graph = graph_repeats(num_sets, guess_us);
     for (Contender& c : contenders) {
+      if (c.round) continue;
       VOLLEY_TRY(c.graph, cuda::Graph::capture(*stream_, [&]() -> Status {
                    for (size_t r = 0; r < per_graph; ++r) {
                      for (size_t set = 0; set < num_sets; ++set) VOLLEY_TRY_STATUS(c.launch(set));
@@ -490,6 +587,11 @@ class Bench {
     constexpr int kRounds = 11;
     for (int i = 0; i < kRounds; ++i) {
       for (Contender& c : contenders) {
+        if (c.round) {
+          time_other_process(c, i);
+          continue;
+        }
+        VOLLEY_TRY_STATUS(flush_.fill(static_cast<unsigned char>(i), *stream_));
         VOLLEY_TRY_STATUS(start_event_.record(*stream_));
         VOLLEY_TRY_STATUS(c.graph.launch(*stream_));
         VOLLEY_TRY_STATUS(end_event_.record(*stream_));
@@ -509,6 +611,7 @@ class Bench {
       }
     }
     for (Contender& c : contenders) {
+      if (!c.error.empty()) continue;
       c.times.rot_us = quantile(c.rot_us, 0.5);
       if (!c.cold) continue;
       c.times.cold_us = quantile(c.cold_us, 0.5);
@@ -516,6 +619,17 @@ class Bench {
       c.times.cold_p90 = quantile(c.cold_us, 0.9);
     }
     return {};
+  }
+
+  static void time_other_process(Contender& c, int round) {
+    if (!c.error.empty()) return;
+    auto measured = c.round(round);
+    if (!measured) {
+      c.error = measured.error().message;
+    } else if (round > 0) {
+      c.rot_us.push_back(measured->rot_us);
+      c.cold_us.insert(c.cold_us.end(), measured->cold_us.begin(), measured->cold_us.end());
+    }
   }
 
   // Host time of one launch() into a stream that is already busy.
@@ -851,13 +965,29 @@ class Bench {
     const bool has_block_peer = has_peer && s.mma == MmaKind::kFp8Rows && add_peer(*block_peer_);
     problem.block_scales = false;
     has_peer = has_peer && add_peer(*peer_);
+    const size_t after_cublaslt = contenders.size();
+    std::string deepgemm_error;
+    if (deepgemm_times(c)) {
+      const Status prepared =
+          deepgemm_->prepare(deepgemm_problem(c), num_sets, graph_repeats(num_sets, configs[0].us));
+      if (prepared) {
+        contenders.push_back({.round = [this](int round) { return deepgemm_->round(round); }});
+      } else {
+        deepgemm_error = prepared.error().message;
+      }
+    }
     VOLLEY_TRY_STATUS(time_contenders(contenders, num_sets, configs[0].us));
 
     const Times& ours = contenders[0].times;
     const double overlapped_us = contenders[1].times.rot_us;
-    const Times theirs = has_peer ? contenders.back().times : Times{};
+    const Times theirs = has_peer ? contenders[after_cublaslt - 1].times : Times{};
     const Times block =
-        has_block_peer ? contenders[contenders.size() - (has_peer ? 2 : 1)].times : Times{};
+        has_block_peer ? contenders[after_cublaslt - (has_peer ? 2 : 1)].times : Times{};
+    Times deepgemm;
+    if (contenders.size() > after_cublaslt) {
+      deepgemm = contenders.back().times;
+      deepgemm_error = contenders.back().error;
+    }
     Json row;
     row["group"] = c.group;
     row["mma"] =
@@ -897,24 +1027,37 @@ class Bench {
                            fp8.cold_us, fp8.rot_us, fp8_overlapped, ours.cold_us / fp8.cold_us,
                            ours.rot_us / fp8.rot_us, overlapped_us / fp8_overlapped);
     }
-    double ratio = 0;
-    if (has_peer) {
-      row["cublaslt_cold_us"] = theirs.cold_us;
-      row["cublaslt_rot_us"] = theirs.rot_us;
-      ratio = theirs.rot_us / ours.rot_us;
-      cold_log_sum_ += std::log(theirs.cold_us / ours.cold_us);
-      rot_log_sum_ += std::log(ratio);
-      overlapped_log_sum_ += std::log(theirs.rot_us / overlapped_us);
-      ++ratio_count_;
+    const std::string shape_name =
+        case_name(c) + (s.num_groups > 1 ? fmt::format(", {} groups", s.num_groups) : "");
+    Times best;  // of each peer's
+    const auto beside_ours = [&](const char* name, const Times& peer, Comparison& ratios) {
+      if (peer.rot_us <= 0) return;
+      row[fmt::format("{}_cold_us", name)] = peer.cold_us;
+      row[fmt::format("{}_rot_us", name)] = peer.rot_us;
+      ratios.add(shape_name, peer.cold_us / ours.cold_us, peer.rot_us / ours.rot_us,
+                 peer.rot_us / overlapped_us);
+      if (best.rot_us <= 0 || peer.cold_us < best.cold_us) best.cold_us = peer.cold_us;
+      if (best.rot_us <= 0 || peer.rot_us < best.rot_us) best.rot_us = peer.rot_us;
+    };
+    beside_ours("cublaslt", theirs, cublaslt_ratios_);
+    beside_ours("deepgemm", deepgemm, deepgemm_ratios_);
+    if (deepgemm_ && best.rot_us > 0) {
+      best_ratios_.add(shape_name, best.cold_us / ours.cold_us, best.rot_us / ours.rot_us,
+                       best.rot_us / overlapped_us);
     }
     if (!peer_error.empty()) row["cublaslt_error"] = peer_error;
+    if (!deepgemm_error.empty()) {
+      row["deepgemm_error"] = deepgemm_error;
+      beside += "; DeepGEMM: " + deepgemm_error;
+    }
     fmt::print(
         "{:<19} {:>6} {:>6} {:>6} {:>3}  {:>8.1f} {:>8.1f} {:>8.1f} {:>7.0f} {:>6.0f} {:>6.1f}  "
-        "{:>8.1f} {:>8.1f} {:>5.2f} {:>5.2f}  {}{}\n",
+        "{:>8} {:>8} {:>8} {:>8} {:>5} {:>5}  {}{}\n",
         c.group, s.m, s.n, s.k, s.num_groups, ours.cold_us, ours.rot_us, overlapped_us,
-        flops / ours.cold_us / 1e6, bytes / ours.rot_us / 1e3, configs[0].us, theirs.cold_us,
-        theirs.rot_us, theirs.cold_us / ours.cold_us, ratio, config_name(configs[0].config),
-        beside);
+        flops / ours.cold_us / 1e6, bytes / ours.rot_us / 1e3, configs[0].us,
+        us_text(theirs.cold_us), us_text(theirs.rot_us), us_text(deepgemm.cold_us),
+        us_text(deepgemm.rot_us), ratio_text(best.cold_us / ours.cold_us),
+        ratio_text(best.rot_us / ours.rot_us), config_name(configs[0].config), beside);
     Json searched = Json::array();
     for (size_t i = 1; i < configs.size(); ++i) {
       const Times& other = contenders[2 * i].times;
@@ -946,8 +1089,9 @@ class Bench {
   cuda::Kernel fill_;
   cuda::Buffer flush_;
   std::unique_ptr<CublasLtPeer> peer_, block_peer_;
-  double cold_log_sum_ = 0, rot_log_sum_ = 0, overlapped_log_sum_ = 0;
-  int ratio_count_ = 0;
+  std::unique_ptr<DeepGemmPeer> deepgemm_;
+  Comparison cublaslt_ratios_{"cuBLASLt"}, deepgemm_ratios_{"DeepGEMM"};
+  Comparison best_ratios_{"the faster of both"};
 };
 
 Result<Options> parse(int argc, char** argv) {
@@ -961,6 +1105,8 @@ Result<Options> parse(int argc, char** argv) {
       options.bundle = value();
     } else if (word == "--filter") {
       options.filter = value();
+    } else if (word == "--deepgemm") {
+      options.deepgemm = value();
     } else if (word == "--search") {
       options.search = std::atoi(value().c_str());
     } else if (word == "--segments") {
@@ -981,7 +1127,7 @@ Result<Options> parse(int argc, char** argv) {
       return invalid(
           "unknown argument {}; expected --json FILE, --bundle FILE, --filter TEXT, "
           "--search N, --segments N, --skip-peer, --bf16, --mma NAME, --gradients, --quantizers, "
-          "--scoring",
+          "--scoring, --deepgemm COMMAND",
           word);
     }
   }
