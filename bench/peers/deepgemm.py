@@ -12,8 +12,9 @@ failed:
     {"prepare": shape, "num_sets": n, "repeats": r} {}, operands made, one product checked
     {"round": i}                                    {"rot_us": t, "cold_us": [t, t]}
 
-A round is what gemm_bench.cc does with each of its own contenders: one graph of r launches of each
-of n operand sets, time per launch (rot), then two launches with the L2 cache flushed before (cold).
+A round is what gemm_bench (bench_tools.h) does with each of its own contenders: one graph of r
+launches of each of n operand sets, time per launch (rot), then two launches with the L2 cache flushed
+before (cold).
 So the contenders of a shape share the GPU's clocks and heat, and only their kernels differ. A shape
 is {"mma": "fp8" or "bf16", "grouping": "dense", "row index", "prefix sum" or "masked", "m", "n", "k",
 "num_groups", "group_rows", "expected_m"}, as GemmShape has them; group_rows of each group count.

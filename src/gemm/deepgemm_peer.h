@@ -40,7 +40,7 @@ class DeepGemmPeer {
   Result<double> compile(const std::vector<DeepGemmProblem>& problems);
   // Makes `num_sets` operand sets, checks a product and captures `repeats` launches of each.
   Status prepare(const DeepGemmProblem& problem, size_t num_sets, size_t repeats);
-  // Round `index` of the prepared problem: as time_contenders() in gemm_bench.cc times our own.
+  // Round `index` of the prepared problem: as BenchGpu::time_contenders() times our own.
   Result<DeepGemmRound> round(int index);
 
  private:

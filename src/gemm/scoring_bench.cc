@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <random>
 #include <thread>
 
-#include "base/file.h"
-#include "base/json.h"
+#include "gemm/bench_tools.h"
 #include "gemm/cublaslt_peer.h"
 #include "gemm/scoring.h"
 #include "tensor/float_formats.h"
@@ -18,12 +16,7 @@ namespace {
 
 constexpr double kPeakTflops = 1979;
 constexpr double kCopyGbS = 3000;
-constexpr int kRounds = 11;
-
-double quantile(std::vector<double> values, double q) {
-  std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
+constexpr size_t kMaxRepeats = 40;
 
 struct BenchCase {
   std::string name;
@@ -71,90 +64,57 @@ std::vector<BenchCase> bench_cases() {
   return cases;
 }
 
-struct Times {
-  double cold_us = 0, cold_p10 = 0, cold_p90 = 0, rot_us = 0;
-};
-
-// One of several kernels timed side by side.
-struct Contender {
-  std::string name;
-  std::function<Status(size_t)> launch;  // with operand set `set`
-  size_t num_sets = 1;
-  Times times;
-  cuda::Graph graph;
-  size_t per_graph = 1;
-  std::vector<double> cold_us, rot_us;
-};
-
 class ScoringBench {
  public:
   explicit ScoringBench(const ScoringBenchOptions& options) : options_(options) {}
 
   Status run() {
-    VOLLEY_TRY(driver_, cuda::Driver::load());
-    VOLLEY_TRY(cuda::Context context, cuda::Context::open(*driver_));
-    context_.emplace(std::move(context));
-    VOLLEY_TRY(cuda::Stream stream, cuda::Stream::create(*context_));
-    stream_.emplace(std::move(stream));
-    VOLLEY_TRY(start_, cuda::Event::create(*context_));
-    VOLLEY_TRY(end_, cuda::Event::create(*context_));
-    VOLLEY_TRY(flush_, cuda::Buffer::allocate(*context_, size_t{256} << 20));
+    VOLLEY_TRY(gpu_, BenchGpu::open());
     auto compiler = jit::load_nvrtc();
     if (!compiler) return tl::unexpected<Error>(compiler.error());
     kernels_.emplace(jit::KernelLibraryOptions{}, std::nullopt, std::nullopt, std::move(*compiler));
-    VOLLEY_TRY(scoring_, Scoring::create(*context_, *kernels_));
-    auto peer = load_cublaslt(*context_);
+    VOLLEY_TRY(scoring_, Scoring::create(gpu_->context(), *kernels_));
+    auto peer = load_cublaslt(gpu_->context());
     if (options_.skip_peer || !peer) {
       fmt::print("cuBLASLt: not timed{}{}\n", peer ? "" : ": ", peer ? "" : peer.error().message);
     } else {
       peer_ = std::move(*peer);
     }
     Json out;
-    out["device"] = context_->info().name;
-    out["driver"] = driver_->version();
+    out["device"] = gpu_->context().info().name;
+    out["driver"] = gpu_->driver().version();
     out["peak_tflops"] = kPeakTflops;
     out["copy_gb_s"] = kCopyGbS;
     fmt::print("{}, driver {}\n{:<40} {:>8} {:>8} {:>8} {:>7} {:>6} {:>6}  {:>8} {:>8}  {}\n",
-               context_->info().name, driver_->version(), "scoring", "cold us", "rot us",
-               "floor us", "TFLOP/s", "GB/s", "floor%", "lt same", "lt raw", "configuration");
+               gpu_->context().info().name, gpu_->driver().version(), "scoring", "cold us",
+               "rot us", "floor us", "TFLOP/s", "GB/s", "floor%", "lt same", "lt raw",
+               "configuration");
     std::vector<jit::KernelSource> sources;
     for (const BenchCase& c : bench_cases()) {
-      if (!matches(c.name)) continue;
+      if (!matches_filter(options_.filter, c.name)) continue;
       for (const ScoringConfig& config : configs(c.shape)) sources.push_back(kernel_source(config));
     }
     VOLLEY_TRY_STATUS(kernels_->warm_up(
         sources, static_cast<int>(std::max(1U, std::thread::hardware_concurrency())), nullptr));
     Json rows = Json::array();
     for (const BenchCase& c : bench_cases()) {
-      if (!matches(c.name)) continue;
+      if (!matches_filter(options_.filter, c.name)) continue;
       VOLLEY_TRY(Json row, time_case(c));
       rows.push_back(std::move(row));
       out["rows"] = rows;
-      if (!options_.json.empty()) {
-        VOLLEY_TRY_STATUS(write_file_atomic(options_.json, dump_json(out, 1)));
-      }
+      VOLLEY_TRY_STATUS(write_bench_json(options_.json, out));
     }
     return {};
   }
 
  private:
-  bool matches(const std::string& name) const {
-    size_t from = 0;
-    for (;;) {
-      const size_t comma = options_.filter.find(',', from);
-      if (name.find(options_.filter.substr(from, comma - from)) != std::string::npos) return true;
-      if (comma == std::string::npos) return false;
-      from = comma + 1;
-    }
-  }
-
   struct Operands {
     cuda::Buffer q, weights, keys, scales, table, lens, ends, logits;
     ScoringArgs args;
   };
 
   Result<cuda::Buffer> upload(const void* data, size_t bytes) {
-    VOLLEY_TRY(cuda::Buffer buffer, cuda::Buffer::allocate(*context_, bytes));
+    VOLLEY_TRY(cuda::Buffer buffer, cuda::Buffer::allocate(gpu_->context(), bytes));
     VOLLEY_TRY_STATUS(buffer.upload(data, bytes));
     return buffer;
   }
@@ -166,7 +126,7 @@ class ScoringBench {
     pattern = std::min(pattern, count);
     std::vector<uint8_t> some(pattern * bytes);
     for (size_t i = 0; i < pattern; ++i) make(some.data() + i * bytes);
-    VOLLEY_TRY(cuda::Buffer buffer, cuda::Buffer::allocate(*context_, count * bytes));
+    VOLLEY_TRY(cuda::Buffer buffer, cuda::Buffer::allocate(gpu_->context(), count * bytes));
     for (size_t i = 0; i < count; i += pattern) {
       VOLLEY_TRY_STATUS(
           buffer.upload(some.data(), std::min(pattern, count - i) * bytes, i * bytes));
@@ -256,7 +216,7 @@ class ScoringBench {
     }
     o.args.keys = o.keys.get();
     VOLLEY_TRY(o.logits,
-               cuda::Buffer::allocate(*context_, rows * static_cast<size_t>(s.num_keys) * 4));
+               cuda::Buffer::allocate(gpu_->context(), rows * static_cast<size_t>(s.num_keys) * 4));
     o.args.logits = o.logits.get();
     o.args.outside = c.outside;
     o.args.overlap = Overlap::kNone;
@@ -267,9 +227,9 @@ class ScoringBench {
   Status spot_check(const BenchCase& c, Operands& o, const ScoringCall& call) {
     const ScoringShape& s = c.shape;
     const ScoringConfig layout = {.keys = s.keys, .head_dim = s.head_dim};
-    VOLLEY_TRY_STATUS(o.logits.fill(0xFF, *stream_));
-    VOLLEY_TRY_STATUS(scoring_->launch(call, stream_->get()));
-    VOLLEY_TRY_STATUS(context_->synchronize());
+    VOLLEY_TRY_STATUS(o.logits.fill(0xFF, gpu_->stream()));
+    VOLLEY_TRY_STATUS(scoring_->launch(call, gpu_->stream().get()));
+    VOLLEY_TRY_STATUS(gpu_->context().synchronize());
     const auto heads = static_cast<size_t>(s.heads), dim = static_cast<size_t>(s.head_dim);
     for (int i = 0; i < 12; ++i) {
       const int row = static_cast<int>((i * 7919LL) % s.num_rows);
@@ -330,44 +290,6 @@ class ScoringBench {
     return {};
   }
 
-  Status time_contenders(std::vector<Contender>& contenders, double guess_us) {
-    for (Contender& c : contenders) {
-      c.per_graph = static_cast<size_t>(
-          std::clamp(std::ceil(1500.0 / guess_us / static_cast<double>(c.num_sets)), 1.0, 40.0));
-      VOLLEY_TRY(c.graph, cuda::Graph::capture(*stream_, [&]() -> Status {
-                   for (size_t r = 0; r < c.per_graph; ++r) {
-                     for (size_t set = 0; set < c.num_sets; ++set) VOLLEY_TRY_STATUS(c.launch(set));
-                   }
-                   return {};
-                 }));
-    }
-    const auto elapsed_us = [&](auto&& work) -> Result<double> {
-      VOLLEY_TRY_STATUS(start_.record(*stream_));
-      VOLLEY_TRY_STATUS(work());
-      VOLLEY_TRY_STATUS(end_.record(*stream_));
-      VOLLEY_TRY_STATUS(end_.synchronize());
-      VOLLEY_TRY(const float ms, end_.ms_since(start_));
-      return ms * 1e3;
-    };
-    for (int i = 0; i < kRounds; ++i) {
-      for (Contender& c : contenders) {
-        VOLLEY_TRY(const double graph_us, elapsed_us([&] { return c.graph.launch(*stream_); }));
-        if (i > 0) c.rot_us.push_back(graph_us / static_cast<double>(c.per_graph * c.num_sets));
-        for (size_t j = 0; j < 2; ++j) {
-          VOLLEY_TRY_STATUS(flush_.fill(static_cast<unsigned char>(i), *stream_));
-          const size_t set = (2 * static_cast<size_t>(i) + j) % c.num_sets;
-          VOLLEY_TRY(const double us, elapsed_us([&] { return c.launch(set); }));
-          if (i > 0) c.cold_us.push_back(us);
-        }
-      }
-    }
-    for (Contender& c : contenders) {
-      c.times = {quantile(c.cold_us, 0.5), quantile(c.cold_us, 0.1), quantile(c.cold_us, 0.9),
-                 quantile(c.rot_us, 0.5)};
-    }
-    return {};
-  }
-
   std::vector<ScoringConfig> configs(const ScoringShape& s) const {
     std::vector<ScoringConfig> all = {*choose_scoring_config(s, scoring_->device())};
     if (!options_.search) return all;
@@ -399,9 +321,7 @@ class ScoringBench {
       cost.bytes += 4 * (double{1} * s.num_rows * s.num_keys - visible);
     }
     const double floor_us = std::max(cost.flops / kPeakTflops / 1e6, cost.bytes / kCopyGbS / 1e3);
-    const auto num_sets = static_cast<size_t>(
-        std::clamp(std::ceil(3.0 * static_cast<double>(context_->info().l2_bytes) / cost.bytes) + 1,
-                   2.0, 12.0));
+    const size_t num_sets = num_operand_sets(gpu_->context(), cost.bytes, 12);
     std::vector<Operands> sets;
     for (size_t i = 0; i < num_sets; ++i) {
       VOLLEY_TRY(Operands o, make_operands(c));
@@ -420,13 +340,13 @@ class ScoringBench {
       VOLLEY_TRY_STATUS(spot_check(c, sets[0], calls.back()[0]));
     }
     for (size_t i = 0; i < calls.size(); ++i) {
-      contenders.push_back(
-          {.name = config_name(tried[i]),
-           .launch = [&calls, i,
-                      this](size_t set) { return scoring_->launch(calls[i][set], stream_->get()); },
-           .num_sets = num_sets});
+      contenders.push_back({.launch =
+                                [&calls, i, this](size_t set) {
+                                  return scoring_->launch(calls[i][set], gpu_->stream().get());
+                                },
+                            .num_sets = num_sets});
     }
-    VOLLEY_TRY_STATUS(time_contenders(contenders, floor_us * 1.5));
+    VOLLEY_TRY_STATUS(gpu_->time_contenders(contenders, floor_us * 1.5, kMaxRepeats));
     Times same, raw;
     if (peer_ != nullptr) {
       VOLLEY_TRY(same, time_same_flops(cost.flops));
@@ -439,10 +359,10 @@ class ScoringBench {
         "{:<40} {:>8.1f} {:>8.1f} {:>8.1f} {:>7.0f} {:>6.0f} {:>6.1f}  {:>8.1f} {:>8.1f}  {}\n",
         c.name, ours.cold_us, ours.rot_us, floor_us, cost.flops / ours.rot_us / 1e6,
         cost.bytes / ours.rot_us / 1e3, 100 * floor_us / ours.rot_us, same.rot_us, raw.rot_us,
-        contenders[0].name);
+        config_name(tried[0]));
     Json row;
     row["name"] = c.name;
-    row["config"] = contenders[0].name;
+    row["config"] = config_name(tried[0]);
     row["flops"] = cost.flops;
     row["bytes"] = cost.bytes;
     row["floor_us"] = floor_us;
@@ -458,9 +378,9 @@ class ScoringBench {
     for (size_t i = 1; i < contenders.size(); ++i) {
       const Times& other = contenders[i].times;
       fmt::print("    {:.1f} cold {:.1f} rot: {}\n", other.cold_us, other.rot_us,
-                 contenders[i].name);
+                 config_name(tried[i]));
       searched.push_back(Json{
-          {"config", contenders[i].name}, {"cold_us", other.cold_us}, {"rot_us", other.rot_us}});
+          {"config", config_name(tried[i])}, {"cold_us", other.cold_us}, {"rot_us", other.rot_us}});
     }
     if (!searched.empty()) row["searched"] = std::move(searched);
     std::fflush(stdout);
@@ -469,15 +389,15 @@ class ScoringBench {
 
   Result<Times> time_product(const GemmShape& shape, cuda::DevicePtr a, cuda::DevicePtr b) {
     VOLLEY_TRY(const cuda::Buffer d,
-               cuda::Buffer::allocate(
-                   *context_, static_cast<size_t>(shape.m) * static_cast<size_t>(shape.n) * 2));
+               cuda::Buffer::allocate(gpu_->context(), static_cast<size_t>(shape.m) *
+                                                           static_cast<size_t>(shape.n) * 2));
     VOLLEY_TRY_STATUS(peer_->prepare({.shape = shape}, shape.k));
     std::vector<Contender> one;
     one.push_back({.launch = [&](size_t) {
-      return peer_->launch({.a = a, .b = b, .d = d.get()}, stream_->get());
+      return peer_->launch({.a = a, .b = b, .d = d.get()}, gpu_->stream().get());
     }});
     const double flops = 2.0 * shape.m * shape.n * shape.k;
-    VOLLEY_TRY_STATUS(time_contenders(one, flops / kPeakTflops / 1e6 * 1.5 + 5));
+    VOLLEY_TRY_STATUS(gpu_->time_contenders(one, flops / kPeakTflops / 1e6 * 1.5 + 5, kMaxRepeats));
     return one[0].times;
   }
 
@@ -502,11 +422,8 @@ class ScoringBench {
 
   ScoringBenchOptions options_;
   std::mt19937_64 random_{1};
-  std::unique_ptr<cuda::Driver> driver_;
-  std::optional<cuda::Context> context_;
-  std::optional<cuda::Stream> stream_;
-  cuda::Event start_, end_;
-  cuda::Buffer flush_, same_operand_;
+  std::unique_ptr<BenchGpu> gpu_;
+  cuda::Buffer same_operand_;
   std::optional<jit::KernelLibrary> kernels_;
   std::unique_ptr<Scoring> scoring_;
   std::unique_ptr<CublasLtPeer> peer_;

@@ -15,7 +15,7 @@ struct ScoringBenchOptions {
 
 // Times indexer scoring on the GPU: `gemm_bench --scoring`.
 //
-// cold, rot: as in gemm_bench.cc. floor: the larger of the products' operations at 1979 TFLOP/s (an
+// cold, rot: bench_tools.h. floor: the larger of the products' operations at 1979 TFLOP/s (an
 // H100 SXM's FP8 data sheet rate) and the bytes that must be read and written once at 3.0 TB/s (a
 // device-to-device copy). Two baselines are timed right after ours, shape by shape: cuBLASLt's
 // FP8 product of as many operations, m x 4096 x 4096, one scale a tensor; and, not paged, its
