@@ -464,14 +464,18 @@ Result<int> run_shape_bench(const Options& options) {
     VOLLEY_TRY_STATUS(check_writable(path));
   Progress line(terminal_state().err_is_terminal, options.output.quiet,
                 terminal_state().num_columns);
-  std::vector<ShapeReport> reports;
-  Json runs = Json::array();
+  std::vector<BenchShape> shapes;  // a wrong name is told before minutes of measuring
   for (const std::string& name : options.bench.shapes) {
     VOLLEY_TRY(BenchShape shape, bench_shape(name));
     if (options.bench.acceptance_length > 0) {
       shape.acceptance_length = options.bench.acceptance_length;
       shape.acceptance_source = "as asked for";
     }
+    shapes.push_back(std::move(shape));
+  }
+  std::vector<ShapeReport> reports;
+  Json runs = Json::array();
+  for (const BenchShape& shape : shapes) {
     for (const std::string& format : options.bench.formats) {
       ShapeBenchConfig config;
       config.isa = options.model.isa;
