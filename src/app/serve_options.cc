@@ -386,7 +386,7 @@ std::vector<Setting> server_settings() {
       {group,
        {"--log-level"},
        "NAME",
-       "debug, info, warning or off [info]",
+       "debug, info, warning, error or off [info]",
        choice({"debug", "info", "warning", "error", "off"},
               [](ServeOptions& o, int i) { o.log_level = static_cast<LogLevel>(i); })},
   };
