@@ -36,7 +36,7 @@ struct TensorView {
   TensorView col_range(int64_t first, int64_t count) const {
     CHECK_LE(first + count, cols);
     TensorView view = *this;
-    view.data = static_cast<char*>(data) + first * dtype_bytes(dtype);
+    if (rows > 0) view.data = static_cast<char*>(data) + first * dtype_bytes(dtype);
     view.cols = count;
     return view;
   }

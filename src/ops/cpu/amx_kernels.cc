@@ -28,7 +28,7 @@ void amx_matmul(const MatmulTask& task, int64_t panel_begin, int64_t panel_end,
   with_format(task, [&]<WeightFormat kFormat>() {
     if constexpr (has_blocks(kFormat)) {
       const auto finish = [&](int64_t panel, const float* sums) {
-        finish_panel(task, panel, sums, nullptr, scratch);
+        finish_panel<false>(task, panel, sums, nullptr, scratch);
       };
       if constexpr (kFormat == WeightFormat::kInt4) {
         if (task.num_rows == 1 && num_int_blocks(task.k) <= kMaxVectorBlocks)
