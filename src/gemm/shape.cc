@@ -88,7 +88,7 @@ void add_candidate(GemmConfig config, const DeviceSpec& device, std::vector<Gemm
   // Enough output buffers that a tile's store waits for nothing, where they cost no stage below 4.
   for (const int chunks : {free_rows * config.tile_n / config.store_cols(), 2, 1}) {
     if (chunks < 1) continue;
-    config.store_chunks = config.stores_boxes() ? chunks : 1;
+    config.store_chunks = config.may_store_boxes() ? chunks : 1;
     fit_stages(config, device);
     if (config.num_stages >= 4) break;
   }
@@ -157,6 +157,7 @@ struct CostModel {
   double promotion = 2.8;             // of one float of each thread
   double rows_promotion = 2.6;        // more where each column has a scale
   double fp8_wait = 68;               // for full stages, the first product, the last
+  double fp8_held_wait = 20;          // where the block's scales are read before it begins
   double pipelined_wait = 13;
   double bf16_wait = 27;
   double latency = 1620;  // of device memory
@@ -198,9 +199,11 @@ BlockClocks block_clocks(const GemmConfig& c, const CostModel& model) {
                (c.swap_ab ? model.weights_on_m : 1);
   const double promotion =
       c.mma_n() / 2.0 * model.promotion * (c.mma == MmaKind::kFp8Rows ? model.rows_promotion : 1);
-  clocks.chain = !fp8            ? products * waves + model.bf16_wait
-                 : c.pipelined() ? std::max(products, promotion) + model.pipelined_wait
-                                 : waves * (products + promotion + model.fp8_wait);
+  clocks.chain =
+      !fp8 ? products * waves + model.bf16_wait
+      : c.pipelined()
+          ? std::max(products, promotion) + model.pipelined_wait
+          : waves * (products + promotion + (c.swap_ab ? model.fp8_wait : model.fp8_held_wait));
   const double stage_bytes = (c.tile_m + c.tile_n) * kStageRowBytes;
   clocks.copy = copied_rows * kStageRowBytes * model.latency / (stage_bytes * (c.num_stages - 1));
   return clocks;
@@ -239,7 +242,7 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   out.fill = on.fill;
 
   // What a tile costs beside its blocks: its store; its cluster; the sums of its segments.
-  const bool waits_for_stores = !c.swap_ab && c.store_chunks < 2;
+  const bool waits_for_stores = c.stores_boxes() && c.store_chunks < 2;
   const double tile_clocks = model.tile +
                              c.tile_m * c.tile_n * model.store * (waits_for_stores ? 1.5 : 1.0) +
                              (c.multicast > 1 ? model.cluster : 0) + (c.split_k ? model.split : 0) +

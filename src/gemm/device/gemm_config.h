@@ -78,7 +78,7 @@ struct GemmConfig {
   bool split_k = false;  // each segment on its own CTA of a cluster
   int multicast = 1;     // CTAs of a cluster that share an operand: see shares_b()
   int raster = 8;        // m tiles of a band; a band's tiles are visited column by column
-  int store_chunks = 1;  // output boxes a warpgroup may have on their way to memory
+  int store_chunks = 1;  // boxes a warpgroup may have on their way to memory
   int ctas_per_sm = 1;
 
   constexpr bool operator==(const GemmConfig&) const = default;
@@ -102,14 +102,24 @@ struct GemmConfig {
   VOLLEY_HD constexpr int a_box_rows() const { return shares_b() ? tile_m : tile_m / multicast; }
   VOLLEY_HD constexpr int b_box_rows() const { return shares_b() ? tile_n / multicast : tile_n; }
   // The producer is a warpgroup, or, with FP4 weights and no registers to hand over, one warp.
+  // Decoders are one more.
   VOLLEY_HD constexpr int num_threads() const {
     const bool one_warp = fp4() && swap_ab && !moves_registers();
-    return kWarpgroup * math_warpgroups() + (one_warp ? 32 : kWarpgroup);
+    return kWarpgroup * (math_warpgroups() + (decodes_to_smem() ? 1 : 0)) +
+           (one_warp ? 32 : kWarpgroup);
   }
   VOLLEY_HD constexpr int k_per_stage() const { return has_fp8_tokens(mma) ? 128 : 64; }
   VOLLEY_HD constexpr bool fp4() const { return has_fp4_weights(mma); }
-  // Whether output leaves through shared memory and the copy engine.
-  VOLLEY_HD constexpr bool stores_boxes() const { return !swap_ab && tile_n >= 64; }
+  // Whether output leaves in boxes of 64 rows of 128 bytes: floats by the copy engine, which can
+  // add them to C; bf16 by the warp that has them, or, where sums are accumulators and two boxes
+  // have room, by the copy engine.
+  VOLLEY_HD constexpr bool has_boxes() const { return !swap_ab && tile_n >= 64; }
+  VOLLEY_HD constexpr bool may_store_boxes() const {
+    return has_boxes() && (out == OutKind::kF32 || mma == MmaKind::kBf16);
+  }
+  VOLLEY_HD constexpr bool stores_boxes() const {
+    return may_store_boxes() && (out == OutKind::kF32 || store_chunks >= 2);
+  }
   VOLLEY_HD constexpr int store_cols() const {
     return kStoreRowBytes / (out == OutKind::kBf16 ? 2 : 4);
   }
@@ -209,8 +219,7 @@ struct SmemLayout {
   // Segments of this CTA's columns from its cluster, or, with FP4 weights, its own finished ones.
   int partial = 0;
   int partial_bytes = 0;  // of one math warpgroup
-  // full[num_stages], empty[num_stages], partial_ready, partial_free, decoded_full[2],
-  // decoded_empty[2]
+  // full[num_stages], empty[num_stages], partial_ready, partial_free, decoded_full, decoded_empty
   int barriers = 0;
   int total_bytes = 0;  // what the launch asks for
 };
@@ -228,7 +237,7 @@ VOLLEY_HD constexpr SmemLayout smem_layout(const GemmConfig& c) {
     end += kFp4DecodedBlocks * s.decoded_bytes;
   }
   s.store = end;
-  if (c.stores_boxes() || (c.swap_ab && c.out == OutKind::kBf16)) {
+  if (c.has_boxes() || (c.swap_ab && c.out == OutKind::kBf16)) {
     // Swapped: [tile_m][64] bf16. Otherwise store_chunks boxes of 64 rows.
     s.store_bytes =
         c.swap_ab ? round_up(c.tile_m * 128, 1024) : c.store_chunks * kMmaRows * kStoreRowBytes;

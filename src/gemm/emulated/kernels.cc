@@ -80,7 +80,7 @@ constexpr std::array kConfigs = {
     GemmConfig{kMxFp4, kOutBf16, kRowIndex, true, 32, 64, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kMxFp4, kOutBf16, kPrefixSum, true, 16, 128, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kMxFp4, kOutBf16, kMasked, true, 32, 128, 3, 1, false, 1, 2, 1, 1},
-    GemmConfig{kMxFp4, kOutBf16, kDense, false, 256, 128, 4, 1, false, 1, 2, 1, 1},
+    GemmConfig{kMxFp4, kOutBf16, kDense, false, 256, 128, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kMxFp4, kOutF32, kRowIndex, false, 256, 128, 3, 1, false, 1, 2, 1, 1},
     GemmConfig{kNvFp4, kOutBf16, kDense, false, 256, 128, 3, 1, false, 1, 2, 2, 1},
     GemmConfig{kNvFp4, kOutBf16, kDense, true, 8, 128, 3, 1, false, 1, 2, 1, 2},

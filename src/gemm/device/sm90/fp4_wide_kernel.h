@@ -7,11 +7,13 @@
 // (fp4_kernel.h) each decoded weight meets at most 128 tokens, 256 clocks of the tensor cores, and
 // the warps that decode are those that multiply: decoding and tensor cores take turns.
 //
-// So here the third warpgroup, which otherwise only feeds the copy engine, decodes each tile of
-// weights once into shared memory, a block ahead of the two that multiply, and up to 256 tokens use
-// it. Those two do what gemm_kernel.h's do: tokens on the M side, weights on the N side, both from
-// shared memory, two runs of 64 rows each. Between the two lies a ring of two decoded blocks; a
-// stage of the copy engine's ring holds tokens, packed weights and token scales.
+// So here the third warpgroup decodes each tile of weights once into shared memory, a block ahead
+// of the two that multiply, and up to 256 tokens use it. Those two do what gemm_kernel.h's do:
+// tokens on the M side, weights on the N side, both from shared memory, two runs of 64 rows each.
+// Between them and the decoders lies a ring of two decoded blocks; a stage of the copy engine's
+// ring holds tokens, packed weights and token scales. One thread of a fourth warpgroup feeds the
+// copy engine: when the decoders did that too, in turns, it took 290 of the 1830 clocks they spent
+// on a block.
 //
 // Sums are those of fp4_kernel.h to the bit: the same products in the same order into the same raw
 // sum, the tensor core rounding alike on either side of wgmma.
@@ -20,9 +22,10 @@
 
 namespace volley::gemm {
 
-// 2 * 128 * 216 + 128 * 72 = 64512 of 65536.
+// 128 * (2 * 216 + 48 + 32) = 65536.
 inline constexpr int kWideMathRegisters = 216;
-inline constexpr int kWideDecoderRegisters = 72;
+inline constexpr int kWideDecoderRegisters = 48;
+inline constexpr int kWideProducerRegisters = 32;
 
 template <GemmConfig C>
 struct Fp4WideKernel : Fp4Kernel<C> {
@@ -44,9 +47,6 @@ struct Fp4WideKernel : Fp4Kernel<C> {
   static constexpr int kTermBytes = C.tile_n * kStageRowBytes;  // one term of a decoded block
   static constexpr int kDecodedFull = 2 * C.num_stages + 2;
   static constexpr int kDecodedEmpty = kDecodedFull + kFp4DecodedBlocks;
-  // Blocks loaded ahead of the one that is decoded: the stage of the next has then been free for as
-  // long as the place for the decoded block.
-  static constexpr int kAhead = C.num_stages - 2;
 
   __device__ __forceinline__ u32 decoded(int block) const {
     return this->smem + kSmem.decoded + block * kSmem.decoded_bytes;
@@ -61,40 +61,7 @@ struct Fp4WideKernel : Fp4Kernel<C> {
     fence_mbarrier_init();
   }
 
-  // The third warpgroup: all decode, the warps take turns to load -------------------------------
-
-  // Walks over all blocks of all tiles, a few blocks ahead of the decoding.
-  struct Loader {
-    TileScheduler tiles;
-    Tile tile;
-    Ring ring;
-    int block;
-    int count;
-    bool more;
-  };
-
-  __device__ __forceinline__ void enter_tile(Loader& loader) const {
-    loader.more = loader.tiles.next(C, this->params, loader.tile);
-    loader.block = 0;
-  }
-
-  // Every thread keeps the place, one of the warp whose turn it is issues the copies.
-  __device__ __forceinline__ void load_block(Loader& loader, int warp, const TensorMap& a_map,
-                                             const TensorMap& scale_map) const {
-    if (!loader.more) return;
-    if (warp == loader.count % 4 && threadIdx.x % 32 == 0) {
-      const int stage = loader.ring.stage;
-      mbarrier_wait(this->empty(stage), loader.ring.phase ^ 1);
-      this->load_weights(this->strips_of(loader.tile), loader.block, stage);
-      this->load_a(a_map, stage, loader.block, loader.tile);
-      tma_load(scale_map, this->full(stage), this->stage_scales(stage), loader.tile.row,
-               loader.block, loader.tile.slab);
-    }
-    __syncwarp();
-    ++loader.count;
-    loader.ring.advance();
-    if (++loader.block == this->num_blocks()) enter_tile(loader);
-  }
+  // The third warpgroup -------------------------------------------------------------------------
 
   // One step of one strip, as rows of 128 bytes of K under the 128-byte swizzle. stmatrix takes the
   // four registers of wgmma's A operand as they are: rows +0 and +8 of one 16-byte chunk, then of
@@ -132,33 +99,40 @@ struct Fp4WideKernel : Fp4Kernel<C> {
     }
   }
 
-  __device__ __forceinline__ void produce(const TensorMap& a_map,
-                                          const TensorMap& scale_map) const {
+  __device__ __forceinline__ void decode() const {
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-    wait_for_kernel_in_front();
-    Loader loader = {this->scheduler()};
-    enter_tile(loader);
-    for (int i = 0; i < kAhead; ++i) load_block(loader, thread / 32, a_map, scale_map);
+    if (!this->early_weights()) wait_for_kernel_in_front();
+    TileScheduler tiles = this->scheduler();
     Ring ring;
     DecodedRing out;
-    // Decoding needs no tile: what has been loaded comes in order.
+    for (Tile tile; tiles.next(C, this->params, tile);) {
 #pragma unroll 1
-    for (int block = 0; block < loader.count; ++block) {
-      load_block(loader, thread / 32, a_map, scale_map);
-      mbarrier_wait(this->full(ring.stage), ring.phase);
-      mbarrier_wait(this->barrier(kDecodedEmpty + out.stage), out.phase ^ 1);
-      decode_block(ring.stage, decoded(out.stage), thread);
-      fence_to_async();
-      __syncwarp();
-      if (thread % 32 == 0) mbarrier_arrive(this->barrier(kDecodedFull + out.stage));
-      ring.advance();
-      out.advance();
+      for (int block = 0; block < this->num_blocks(); ++block) {
+        mbarrier_wait(this->full(ring.stage), ring.phase);
+        mbarrier_wait(this->barrier(kDecodedEmpty + out.stage), out.phase ^ 1);
+        decode_block(ring.stage, decoded(out.stage), thread);
+        fence_to_async();
+        warp_barrier();
+        // What this warp read of the stage is released by the math warps, which wait for it.
+        if (thread % 32 == 0) mbarrier_arrive(this->barrier(kDecodedFull + out.stage));
+        ring.advance();
+        out.advance();
+      }
     }
   }
 
   // The math warpgroups --------------------------------------------------------------------------
 
-  // Multiplies one tile into sum, from zero.
+  // Waits for a block's tokens and reads their scales.
+  __device__ __forceinline__ void open_block(float (&scales)[kWaves][2], const Ring& ring,
+                                             const Thread& me) const {
+    mbarrier_wait(this->full(ring.stage), ring.phase);
+#pragma unroll
+    for (int w = 0; w < kWaves; ++w) this->read_a_scales(scales[w], ring.stage, w, me);
+  }
+
+  // Multiplies one tile into sum, from zero. As GemmKernel::multiply_fp8_simply, but for decoded
+  // weights, which are awaited when this block's place has been given back to the decoders.
   __device__ __forceinline__ void multiply_decoded(float (&sum)[kWaves][kAccum], Ring& ring,
                                                    DecodedRing& in, const Thread& me) const {
 #pragma unroll
@@ -166,15 +140,15 @@ struct Fp4WideKernel : Fp4Kernel<C> {
 #pragma unroll
       for (int i = 0; i < kAccum; ++i) sum[w][i] = 0.0f;
     }
+    float coming[kWaves][2];
+    open_block(coming, ring, me);
 #pragma unroll 1
     for (int block = 0; block < this->num_blocks(); ++block) {
-      const int stage = ring.stage;
-      mbarrier_wait(this->full(stage), ring.phase);
-      mbarrier_wait(this->barrier(kDecodedFull + in.stage), in.phase);
-      float a_scales[kWaves][2];
-#pragma unroll
-      for (int w = 0; w < kWaves; ++w) this->read_a_scales(a_scales[w], stage, w, me);
-      const u64 weights = matrix_descriptor(decoded(in.stage));
+      const int stage = ring.stage, in_stage = in.stage;
+      mbarrier_wait(this->barrier(kDecodedFull + in_stage), in.phase);
+      ring.advance();
+      in.advance();
+      const u64 weights = matrix_descriptor(decoded(in_stage));
       float accum[kAccum];
 #pragma unroll
       for (int w = 0; w < kWaves; ++w) {
@@ -190,19 +164,16 @@ struct Fp4WideKernel : Fp4Kernel<C> {
         }
         wgmma_commit();
         pin(accum);
+        const float scales[2] = {coming[w][0], coming[w][1]};
+        if (w == kWaves - 1 && block + 1 < this->num_blocks()) open_block(coming, ring, me);
         wgmma_wait<0>();
         pin(accum);
         if (w == kWaves - 1) {
           this->release(stage, me);
-          if (me.lane == 0) mbarrier_arrive(this->barrier(kDecodedEmpty + in.stage));
+          if (me.lane == 0) mbarrier_arrive(this->barrier(kDecodedEmpty + in_stage));
         }
-#pragma unroll
-        for (int i = 0; i < kAccum; ++i) {
-          sum[w][i] = __fmaf_rn(a_scales[w][i / 2 % 2], accum[i], sum[w][i]);
-        }
+        Base::add_scaled(sum[w], accum, [&](int, int e) { return scales[e / 2]; });
       }
-      ring.advance();
-      in.advance();
     }
   }
 
@@ -231,7 +202,7 @@ struct Fp4WideKernel : Fp4Kernel<C> {
     const int thread = static_cast<int>(threadIdx.x);
     const Thread me = {warpgroup_index(), thread % kWarpgroup / 32, thread % 32,
                        thread % kWarpgroup};
-    wait_for_kernel_in_front();
+    if (!this->early_weights()) wait_for_kernel_in_front();
     TileScheduler tiles = this->scheduler();
     Ring ring;
     DecodedRing in;
@@ -258,12 +229,22 @@ __device__ __forceinline__ void run_fp4_wide_gemm(const TensorMap& a_map,
   extern __shared__ __align__(1024) unsigned char dynamic_smem[];
   const u32 smem = smem_address(dynamic_smem);
   const Fp4WideKernel<C> gemm = {{{smem, 0, params}}};
+  const int warpgroup = warpgroup_index();
   launch_dependents();
   if (threadIdx.x == 0) gemm.init_wide_barriers();
   __syncthreads();
-  if (warpgroup_index() == C.math_warpgroups()) {
+  if (warpgroup > C.math_warpgroups()) {
+    release_registers<kWideProducerRegisters>();
+    if (threadIdx.x == (C.math_warpgroups() + 1) * kWarpgroup) {
+      prefetch_map(a_map);
+      prefetch_map(scale_map);
+      if (!gemm.early_weights()) wait_for_kernel_in_front();
+      gemm.produce(a_map, scale_map);
+    }
+    __syncwarp();
+  } else if (warpgroup == C.math_warpgroups()) {
     release_registers<kWideDecoderRegisters>();
-    gemm.produce(a_map, scale_map);
+    gemm.decode();
   } else {
     claim_registers<kWideMathRegisters>();
     gemm.consume(d_map);

@@ -56,6 +56,16 @@ __device__ __forceinline__ void wait_for_kernel_in_front() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+// __syncwarp(), as an instruction: in a converged warp the compiler leaves that one out, and
+// racecheck then sees no order between what the lanes read and one lane's arrival. It stays where
+// the mask, all lanes, is read from special registers.
+__device__ __forceinline__ void warp_barrier() {
+  u32 before, others;
+  asm("mov.u32 %0, %%lanemask_lt;" : "=r"(before));
+  asm("mov.u32 %0, %%lanemask_ge;" : "=r"(others));
+  asm volatile("bar.warp.sync %0;" ::"r"(before | others) : "memory");
+}
+
 // mbarrier -------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
@@ -228,8 +238,14 @@ __device__ __forceinline__ void pin(u32 (&values)[kSize]) {
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(values[i])::"memory");
 }
 
+// Keeps the compiler from computing in advance what follows from a value.
+__device__ __forceinline__ void pin(int& value) {
+  asm volatile("" : "+r"(value));
+}
+
 // Keeps the compiler from computing a pointer anew.
-__device__ __forceinline__ void pin(float*& pointer) {
+template <class T>
+__device__ __forceinline__ void pin(T*& pointer) {
   asm volatile("" : "+l"(pointer));
 }
 __device__ __forceinline__ void store_global(float* pointer, float value) {
@@ -252,6 +268,15 @@ __device__ __forceinline__ u32 or_masked(u32 value, u32 bits, u32 mask) {
   u32 result;
   asm("lop3.b32 %0, %1, %2, %3, 0xF8;" : "=r"(result) : "r"(value), "r"(bits), "r"(mask));
   return result;
+}
+
+// Of the SM.
+__device__ __forceinline__ void wait_clocks(u32 clocks) {
+  u32 start, now;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(start));
+  do {
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(now));
+  } while (now - start < clocks);
 }
 
 // Registers -------------------------------------------------------------------------------------

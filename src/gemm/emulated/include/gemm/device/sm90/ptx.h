@@ -80,6 +80,9 @@ inline void __syncthreads() {
 inline void __syncwarp() {
   emulated::sync_warp();
 }
+inline void warp_barrier() {
+  emulated::sync_warp();
+}
 template <class T>
 T __shfl_sync(u32, T value, int lane) {
   static_assert(sizeof(T) == 4);
@@ -193,7 +196,9 @@ template <int kSize>
 void pin(float (&)[kSize]) {}
 template <int kSize>
 void pin(u32 (&)[kSize]) {}
-inline void pin(float*&) {}
+template <class T>
+void pin(T*&) {}
+inline void pin(int&) {}
 inline void store_global(float* pointer, float value) {
   *pointer = value;
 }
@@ -222,6 +227,8 @@ template <int kRegisters>
 void claim_registers() {
   emulated::set_registers(kRegisters);
 }
+
+inline void wait_clocks(u32) {}
 
 inline u32 pack_bf16(float low, float high) {
   return float_to_bf16(low) | static_cast<u32>(float_to_bf16(high)) << 16;
