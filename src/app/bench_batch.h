@@ -24,10 +24,10 @@ struct BatchResult {
   bool identical = false;        // token by token
 };
 
-// Runs `requests` plainly and under `draft`, in alternating order `rounds` times, and takes medians:
-// of each way's rounds, and for the speedup of what neighbouring rounds say. Requests beyond the list's end start over, so that there are at least
-// 2 * concurrency. The engine is idle and holds at least `concurrency` sequences. Errors: those of
-// Engine::submit().
+// Runs `requests` plainly and under `draft`, in alternating order `rounds` times, and takes
+// medians: of each way's rounds, and for the speedup of what neighbouring rounds say. Requests
+// beyond the list's end start over, so that there are at least 2 * concurrency. The engine is idle
+// and holds at least `concurrency` sequences. Errors: those of Engine::submit().
 Result<BatchResult> measure_batch(Engine& engine, const std::vector<GenerationRequest>& requests,
                                   DraftPolicy draft, int concurrency, int rounds,
                                   const std::function<void(const std::string&)>& on_progress);

@@ -7,8 +7,8 @@
 
 #include "app/bench_serve.h"
 #include "app/commands.h"
-#include "app/model_folders.h"
 #include "app/kernels.h"
+#include "app/model_folders.h"
 #include "app/options.h"
 #include "app/serve.h"
 #include "base/log.h"

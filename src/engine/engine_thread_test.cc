@@ -145,7 +145,8 @@ TEST_F(EngineThreadTest, AnswersFromManyThreadsEqualThoseAlone) {
 TEST_F(EngineThreadTest, CancelFreesPagesAtOnce) {
   for (int round = 0; round < 20; ++round) {
     Answer answer;
-    const auto ticket = submit({.prompt_ids = random_prompt(40, round), .max_tokens = 4000}, answer);
+    const auto ticket =
+        submit({.prompt_ids = random_prompt(40, round), .max_tokens = 4000}, answer);
     ASSERT_TRUE(ticket);
     while (round % 2 == 0 && answer.num_events() < 2) std::this_thread::yield();
     thread_->cancel(*ticket);

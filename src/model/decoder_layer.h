@@ -25,9 +25,9 @@ struct DecoderDims {
 
 // Activations of one pass. first_rows() gives views of the rows in use.
 struct DecoderWorkspace {
-  Tensor x;       // [max_rows, hidden_size] the residual stream
-  Tensor qkv;     // [max_rows, (num_heads + 2 num_kv_heads) * head_dim]
-  Tensor attn;    // [max_rows, num_heads * head_dim]
+  Tensor x;     // [max_rows, hidden_size] the residual stream
+  Tensor qkv;   // [max_rows, (num_heads + 2 num_kv_heads) * head_dim]
+  Tensor attn;  // [max_rows, num_heads * head_dim]
   // Of the rows that a last layer is computed for: their query columns and places.
   Tensor picked_q;  // [max_output_rows, num_heads * head_dim]
   std::vector<int32_t> positions, sequences, key_begin, key_end;

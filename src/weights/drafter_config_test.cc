@@ -103,8 +103,9 @@ TEST(DrafterConfig, ShortBlocksRiseBelowTheWholeOne) {
   const DrafterConfig config = parsed(kZLab, R"({"dflash_config": {"short_block_sizes": [4, 8]}})");
   EXPECT_THAT(config.short_block_sizes, ElementsAre(4, 8));
   for (const char* wrong : {"[8, 4]", "[4, 4]", "[4, 16]"}) {
-    EXPECT_THAT(error_of(kZLab, std::string(R"({"dflash_config": {"short_block_sizes": )") + wrong + "}}"),
-                HasSubstr("short_block_sizes must increase"))
+    EXPECT_THAT(
+        error_of(kZLab, std::string(R"({"dflash_config": {"short_block_sizes": )") + wrong + "}}"),
+        HasSubstr("short_block_sizes must increase"))
         << wrong;
   }
   EXPECT_THAT(error_of(kZLab, R"({"dflash_config": {"short_block_sizes": [1]}})"),
