@@ -117,7 +117,7 @@ GemmShape shape_for(const GemmConfig& c) {
                      .out = c.out,
                      .grouping = c.grouping,
                      .m = 150,
-                     .n = 200,
+                     .n = c.tile_n == 192 ? 328 : 200,
                      .k = 640,
                      .segments = c.segments};
   if (c.grouping == Grouping::kDense) return shape;

@@ -8,7 +8,7 @@
 namespace volley::gemm {
 namespace {
 
-constexpr int kMaxStages = 12;
+constexpr int kMaxStages = 20;
 
 // As many stages as fit; false when fewer than three do, or the registers do not.
 bool fit(GemmConfig& c, const DeviceSpec& device) {

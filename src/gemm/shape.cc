@@ -17,6 +17,7 @@ constexpr int kMinFilledTilesBf16 = 16;
 constexpr int kMinFilledTilesFp4 = 100;
 constexpr int kMinBlocksPerSegment = 8;  // 128-byte blocks of K
 constexpr int kMinMulticastRows = 512;   // of one weight
+constexpr int kMaxStages = 20;
 
 int element_bytes(MmaKind mma) {
   return has_fp8_tokens(mma) ? 1 : 2;
@@ -75,11 +76,12 @@ int model_rows(int rows) {
   return round_up(rows, rows <= 4096 ? 64 : 1024);
 }
 
-// As many stages as fit, up to 12: more hide nothing that 12 do not.
+// As many stages as fit, up to 20: a kernel alone gains nothing beyond 12, but one that begins
+// beside the kernel in front has the more weights when that ends.
 void fit_stages(GemmConfig& config, const DeviceSpec& device) {
   const int limit = config.ctas_per_sm == 1 ? device.max_smem_bytes
                                             : device.smem_per_sm / config.ctas_per_sm - 1024;
-  config.num_stages = 12;
+  config.num_stages = kMaxStages;
   while (config.num_stages > 1 && smem_layout(config).total_bytes > limit) --config.num_stages;
 }
 
@@ -254,6 +256,9 @@ CandidateConfig cost(const GemmShape& shape, const DeviceSpec& device, const Gem
   // Walking over groups takes registers that the widest tiles do not have.
   const bool walks = c.grouping == Grouping::kPrefixSum || c.grouping == Grouping::kMasked;
   if (c.n_waves() > 1 && walks && rows >= kMinMulticastRows) out.us *= 1.14;
+  // Tiles of 192 columns gain by sharing them.
+  if (c.scale_runs() > 1 && c.multicast == 1) out.us *= 1.03;
+  if (c.n_waves() > 1 && rows >= kMinMulticastRows) out.us *= 1.02;
   // Wide tiles, and sharing an operand, have lost wherever few tokens were measured.
   if (c.n_waves() > 1 && rows < kMinMulticastRows) out.us *= 1.1;
   if (c.multicast > 1 && (c.swap_ab || rows < kMinMulticastRows)) out.us *= 3;

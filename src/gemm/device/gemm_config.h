@@ -90,6 +90,12 @@ struct GemmConfig {
   VOLLEY_HD constexpr int n_waves() const {
     return !swap_ab && mma == MmaKind::kFp8 && tile_n > kQuantGroup ? tile_n / kQuantGroup : 1;
   }
+  // Columns of an FP8 tile that have one scale of B wherever the tile begins, and how many such
+  // runs.
+  VOLLEY_HD constexpr int scale_cols() const {
+    return swap_ab || kQuantGroup % mma_n() == 0 ? mma_n() : kQuantGroup / 2;
+  }
+  VOLLEY_HD constexpr int scale_runs() const { return mma_n() / scale_cols(); }
   VOLLEY_HD constexpr int math_warpgroups() const { return mma_m() >= 2 * kMmaRows ? 2 : 1; }
   // 64 x mma_n parts of the tile that one warpgroup computes one after the other.
   VOLLEY_HD constexpr int waves() const {
@@ -178,7 +184,8 @@ struct GemmConfig {
     const bool wide_ok = swap_ab || tile_n % 64 == 0 || tile_n < 64;
     // One scale of B for a wave; of kFp8Rows as many as registers hold.
     const bool scale_ok = mma == MmaKind::kBf16 || kQuantGroup % tile_n == 0 ||
-                          (n_waves() == 2 && tile_n % kQuantGroup == 0 && mma_m() == 128);
+                          (n_waves() == 2 && tile_n % kQuantGroup == 0 && mma_m() == 128) ||
+                          (mma == MmaKind::kFp8 && tile_n == 192);
     const bool share_ok = multicast == 1 || (multicast == 2 && !split_k && a_box_rows() % 8 == 0 &&
                                              b_box_rows() % 8 == 0);
     // Beyond these the compiler spills (KernelText.KernelsCompileWithoutSpills): wgmma writes the

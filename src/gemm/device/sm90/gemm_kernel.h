@@ -224,6 +224,7 @@ struct GemmKernel {
     u32 row;  // into b_scale: an offset costs one register, a pointer two
     float now;
     float coming;
+    bool middle_is_next;  // of three runs of 64 columns, the second has the next group's scales
   };
   __device__ __forceinline__ float fetch(const BScales& b, int block) const {
     return block < end_block() ? __ldg(params.b_scale + b.row + block) : 0.0f;
@@ -231,7 +232,7 @@ struct GemmKernel {
 
   __device__ __forceinline__ u32 b_scale_row(const Tile& tile, int warpgroup, int wave) const {
     const int groups_n = ceil_div(params.n, kQuantGroup);
-    const int col = tile.col + (C.swap_ab ? warpgroup * kMmaRows : wave_col(wave));
+    const int col = tile.col + (C.swap_ab ? warpgroup * kMmaRows : wave * kQuantGroup);
     const int group_n = min_of(col / kQuantGroup, groups_n - 1);  // tiles past n store nothing
     return static_cast<u32>(tile.group * groups_n + group_n) *
            static_cast<u32>(params.k / kQuantGroup);
@@ -306,10 +307,13 @@ struct GemmKernel {
       }
     }
   }
-  // Which of a thread's scales of A. Unswapped: one for rows +0 and +8. Swapped: one for each
-  // column.
+  // Which of a thread's scales. Unswapped: one for rows +0 and +8, of each run of columns. Swapped:
+  // one for each column.
   __device__ __forceinline__ static constexpr int a_scale_of(int j, int e) {
     return C.swap_ab ? 2 * j + e % 2 : e / 2;
+  }
+  __device__ __forceinline__ static constexpr int scale_of(int j, int e) {
+    return C.swap_ab ? a_scale_of(j, e) : 8 * j / C.scale_cols() * 2 + e / 2;
   }
   __device__ __forceinline__ void promote(float (&sum)[kAccum], const float (&accum)[kAccum],
                                           const float* a_scales, const float* b_scales) const {
@@ -318,7 +322,8 @@ struct GemmKernel {
     });
   }
 
-  static constexpr int kBScales = C.n_waves();
+  // Scales of B at a time: one for each wave along N, or two for columns of two groups.
+  static constexpr int kBScales = C.scale_runs() > 1 ? 2 : C.n_waves();
 
   // A block's products on their way, and what its promotion needs.
   struct Raw {
@@ -364,7 +369,7 @@ struct GemmKernel {
     } else if constexpr (C.pipelined()) {
       multiply_fp8_pipelined(sum[0], ring, b[0], first, begin, end, me);
     } else {
-      multiply_fp8_simply(sum, ring, b[0], first, begin, end, me);
+      multiply_fp8_simply(sum, ring, b, first, begin, end, me);
     }
   }
 
@@ -415,25 +420,38 @@ struct GemmKernel {
   }
 
   // A thread's scales of one wave: products of both sides', or, with kFp8Rows, A's.
-  static constexpr int kScales = C.swap_ab ? 2 * kOctets : 2;
+  static constexpr int kAScales = C.swap_ab ? 2 * kOctets : 2;
+  static constexpr int kScales = C.swap_ab ? kAScales : 2 * C.scale_runs();
   __device__ __forceinline__ void read_scales(float (&scales)[kScales], int stage, int wave,
-                                              float b_scale, const Thread& me) const {
-    read_a_scales(scales, stage, wave, me);
+                                              const float (&b_scales)[kBScales], const BScales& b,
+                                              const Thread& me) const {
+    float a_scales[kAScales];
+    read_a_scales(a_scales, stage, wave, me);
 #pragma unroll
-    for (float& scale : scales) scale = __fmul_rn(scale, b_scale);
+    for (int i = 0; i < kScales; ++i) {
+      float b_scale = b_scales[0];
+      if constexpr (C.scale_runs() > 1) {
+        const int run = i / 2;  // of 64 columns; the last is of the second group
+        if (run == C.scale_runs() - 1 || (run > 0 && b.middle_is_next)) b_scale = b_scales[1];
+      }
+      scales[i] = __fmul_rn(a_scales[C.swap_ab ? i : i % 2], b_scale);
+    }
   }
   // Whether they are few enough to be held from the block before.
   static constexpr bool kHoldsScales = !kRows && !C.swap_ab;
   // Waits for a block; reads its scales if they are held.
   __device__ __forceinline__ void open_block(float (&scales)[kWaves][kScales], const Ring& ring,
-                                             BScales& b, int first, int block,
+                                             BScales (&b)[kBScales], int first, int block,
                                              const Thread& me) const {
-    float b_scale = 0;
-    if constexpr (kHoldsScales) b_scale = next_b_scale(b, first, block, me);
+    float b_scales[kBScales];
+    if constexpr (kHoldsScales) {
+#pragma unroll
+      for (int i = 0; i < kBScales; ++i) b_scales[i] = next_b_scale(b[i], first, block, me);
+    }
     mbarrier_wait(full(ring.stage), ring.phase);
     if constexpr (kHoldsScales) {
 #pragma unroll
-      for (int w = 0; w < kWaves; ++w) read_scales(scales[w], ring.stage, w, b_scale, me);
+      for (int w = 0; w < kWaves; ++w) read_scales(scales[w], ring.stage, w, b_scales, b[0], me);
     }
   }
 
@@ -441,8 +459,8 @@ struct GemmKernel {
   // between its own must be no longer than those take, so the next block is awaited, and its scales
   // are read, while the last products of this one run.
   __device__ __forceinline__ void multiply_fp8_simply(float (&sum)[kWaves][kAccum], Ring& ring,
-                                                      BScales& b, int first, int begin, int end,
-                                                      const Thread& me) const {
+                                                      BScales (&b)[kBScales], int first, int begin,
+                                                      int end, const Thread& me) const {
     if (C.grouping == Grouping::kAlongK && begin == end) return;
     float coming[kWaves][kScales];
     open_block(coming, ring, b, first, begin, me);
@@ -464,7 +482,7 @@ struct GemmKernel {
           // With two waves there are registers for them only once the products are done.
           if constexpr (kWaves == 1) read_b_scales(b_scales, stage, me);
         } else if constexpr (!kHoldsScales) {
-          read_scales(scales, stage, w, next_b_scale(b, first, block, me), me);
+          read_scales(scales, stage, w, {next_b_scale(b[0], first, block, me)}, b[0], me);
         } else {
 #pragma unroll
           for (int i = 0; i < kScales; ++i) scales[i] = coming[w][i];
@@ -477,7 +495,7 @@ struct GemmKernel {
         if constexpr (kRows) {
           promote(sum[w], accum, scales, b_scales);
         } else {
-          add_scaled(sum[w], accum, [&](int j, int e) { return scales[a_scale_of(j, e)]; });
+          add_scaled(sum[w], accum, [&](int j, int e) { return scales[scale_of(j, e)]; });
         }
       }
     }
@@ -610,6 +628,7 @@ struct GemmKernel {
       for (int w = 0; w < kBScales; ++w) {
         b[w].row = b_scale_row(tile, me.warpgroup, w);
         b[w].coming = fetch(b[w], first_block(tile) + me.lane);
+        b[w].middle_is_next = tile.col % kQuantGroup != 0;
       }
     }
   }
