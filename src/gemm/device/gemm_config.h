@@ -93,7 +93,8 @@ struct GemmConfig {
   // Columns of an FP8 tile that have one scale of B wherever the tile begins, and how many such
   // runs.
   VOLLEY_HD constexpr int scale_cols() const {
-    return swap_ab || kQuantGroup % mma_n() == 0 ? mma_n() : kQuantGroup / 2;
+    const bool one = mma != MmaKind::kFp8 || swap_ab || kQuantGroup % mma_n() == 0;
+    return one ? mma_n() : kQuantGroup / 2;
   }
   VOLLEY_HD constexpr int scale_runs() const { return mma_n() / scale_cols(); }
   VOLLEY_HD constexpr int math_warpgroups() const { return mma_m() >= 2 * kMmaRows ? 2 : 1; }
