@@ -351,7 +351,7 @@ __device__ __forceinline__ void run_fp4_gemm(const TensorMap& a_map, const Tenso
   static_assert(C.valid() && C.fp4());
   extern __shared__ __align__(1024) unsigned char dynamic_smem[];
   const u32 smem = smem_address(dynamic_smem);
-  const Fp4Kernel<C> gemm = {{smem, C.cluster() > 1 ? cluster_rank() : 0, params}};
+  const Fp4Kernel<C> gemm = {{{{{smem, C.cluster() > 1 ? cluster_rank() : 0, params}}}}};
   launch_dependents();
   if (threadIdx.x == 0) gemm.init_barriers();
   if (C.cluster() > 1) {

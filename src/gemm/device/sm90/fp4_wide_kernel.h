@@ -228,7 +228,7 @@ __device__ __forceinline__ void run_fp4_wide_gemm(const TensorMap& a_map,
   static_assert(C.valid() && C.decodes_to_smem());
   extern __shared__ __align__(1024) unsigned char dynamic_smem[];
   const u32 smem = smem_address(dynamic_smem);
-  const Fp4WideKernel<C> gemm = {{{smem, 0, params}}};
+  const Fp4WideKernel<C> gemm = {{{{{{smem, 0, params}}}}}};
   const int warpgroup = warpgroup_index();
   launch_dependents();
   if (threadIdx.x == 0) gemm.init_wide_barriers();
