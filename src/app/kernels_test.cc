@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "base/temporary_folder.h"
 #include "gemm/shape_file.h"
 #include "jit/bundle.h"
 #include "jit/compiler.h"
@@ -43,10 +44,8 @@ TEST(Kernels, WrongArgumentsAreNamed) {
 TEST(Kernels, ABundleHoldsWhatItsShapesNeed) {
   if (const auto nvrtc = jit::load_nvrtc(); !nvrtc)
     GTEST_SKIP() << "not run: " << nvrtc.error().message;
-  const std::filesystem::path dir =
-      std::filesystem::path(testing::TempDir()) / "volley-kernels-test";
-  std::filesystem::remove_all(dir);
-  std::filesystem::create_directories(dir);
+  const TemporaryFolder folder;
+  const std::filesystem::path& dir = folder.path();
   const std::string shapes = R"([{"n": 2112, "k": 7168, "max_m": 20}])";
   ASSERT_TRUE(write_file_atomic(dir / "shapes.json", shapes));
   const std::string output = dir / "kernels.bundle";
@@ -70,7 +69,6 @@ TEST(Kernels, ABundleHoldsWhatItsShapesNeed) {
                            dir / "cache", "--quiet"}));
   EXPECT_THAT(testing::internal::GetCapturedStdout(), HasSubstr("0 compiled"));
   EXPECT_EQ(*read_file(output), first);
-  std::filesystem::remove_all(dir);
 }
 
 TEST(ShapeFile, ReadsEveryKeyAndNamesWhatIsWrong) {

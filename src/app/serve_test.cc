@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "app/serve_options.h"
+#include "base/temporary_folder.h"
 #include "server/load_client.h"
 
 namespace volley {
@@ -24,16 +25,11 @@ namespace fs = std::filesystem;
 
 class ServeOptionsTest : public testing::Test {
  protected:
-  ServeOptionsTest() : folder_(fs::temp_directory_path() / fs::path("volley_serve_test")) {
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  ~ServeOptionsTest() override { fs::remove_all(folder_); }
-
   std::string write(const std::string& name, const std::string& content) {
-    fs::create_directories((folder_ / name).parent_path());
-    std::ofstream(folder_ / name) << content;
-    return (folder_ / name).string();
+    const fs::path path = folder_.path() / name;
+    fs::create_directories(path.parent_path());
+    std::ofstream(path) << content;
+    return path.string();
   }
   Result<ServeOptions> parse(const std::vector<std::string>& arguments) {
     return parse_serve_options(arguments, [this](const char* name) -> const char* {
@@ -47,7 +43,7 @@ class ServeOptionsTest : public testing::Test {
     return options ? "" : options.error().message;
   }
 
-  fs::path folder_;
+  TemporaryFolder folder_;
   std::map<std::string, std::string> environment_;
 };
 
@@ -142,17 +138,17 @@ TEST_F(ServeOptionsTest, TheHubIsToldByTheEnvironment) {
         },
         cache);
   };
-  environment_ = {{"HOME", folder_.string()}};
-  EXPECT_EQ(config().cache, folder_ / ".cache/huggingface/hub");
+  environment_ = {{"HOME", folder_.path().string()}};
+  EXPECT_EQ(config().cache, folder_.path() / ".cache/huggingface/hub");
   EXPECT_EQ(config().endpoint, "https://huggingface.co");
   EXPECT_EQ(config().token, "");
   EXPECT_FALSE(config().offline);
   EXPECT_EQ(config("/c").cache, "/c");
-  environment_ = {{"HF_HOME", folder_.string()},
+  environment_ = {{"HF_HOME", folder_.path().string()},
                   {"HF_ENDPOINT", "http://hub.example/"},
                   {"HF_HUB_OFFLINE", "true"}};
   write("token", " of-the-file\n");
-  EXPECT_EQ(config().cache, folder_ / "hub");
+  EXPECT_EQ(config().cache, folder_.path() / "hub");
   EXPECT_EQ(config().endpoint, "http://hub.example");
   EXPECT_EQ(config().token, "of-the-file");
   EXPECT_TRUE(config().offline);

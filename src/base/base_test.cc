@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/philox.h"
+#include "base/temporary_folder.h"
 
 namespace volley {
 namespace {
@@ -39,7 +40,8 @@ TEST(File, MissingDirectoryAndTooLarge) {
   EXPECT_EQ(read_file("/nonexistent/file").error().kind, ErrorKind::kNotFound);
   EXPECT_FALSE(read_file("/"));
   EXPECT_FALSE(MappedFile::open("/"));
-  const std::string path = testing::TempDir() + "volley_file_test";
+  const TemporaryFolder folder;
+  const std::string path = folder.path() / "file";
   ASSERT_TRUE(write_file_atomic(path, "hello"));
   EXPECT_EQ(*read_file(path), "hello");
   EXPECT_FALSE(read_file(path, 4));

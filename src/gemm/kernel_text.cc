@@ -77,12 +77,12 @@ __device__ __forceinline__ void wgmma_a_in_registers(float (&d)[{}], const u32 (
   return text + "}  // namespace volley::gemm\n";
 }
 
-void add_device_headers(jit::KernelSource& source,
-                        const std::function<bool(std::string_view)>& wanted) {
+void add_device_headers(jit::KernelSource& source) {
   for (auto header = device_headers_begin(); header != device_headers_end(); ++header) {
-    if (!wanted(header->first)) continue;
     source.headers.push_back({std::string(header->first), std::string(header->second)});
   }
+  // An include of a name that is nowhere is for the compile to report.
+  if (auto closure = jit::include_closure(source)) source.headers = std::move(*closure);
 }
 
 jit::KernelSource kernel_source(const GemmConfig& config) {
@@ -103,14 +103,9 @@ extern "C" __global__ void __launch_bounds__({}, {})
 )",
       body.header, config.num_threads(), config.ctas_per_sm, kKernelEntry, body.function,
       initializer(config), body.arguments);
-  add_device_headers(source, [&](std::string_view name) {
-    // Only what can be in its closure.
-    const bool fp4_kernel = name.find("fp4_") != name.npos && name.ends_with("kernel.h");
-    return (config.fp4() || !fp4_kernel) && name.find("scoring_") == name.npos &&
-           name.find("quantize_") == name.npos;
-  });
   source.headers.push_back(
       {"gemm/device/sm90/wgmma_instruction.h", wgmma_header(config.mma, config.mma_n())});
+  add_device_headers(source);
   return source;
 }
 

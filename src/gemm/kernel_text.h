@@ -2,8 +2,7 @@
 
 // The source of the kernel that a configuration means.
 
-#include <functional>
-#include <string_view>
+#include <string>
 
 #include "gemm/shape.h"
 #include "jit/kernel_source.h"
@@ -14,9 +13,9 @@ inline constexpr const char* kKernelEntry = "volley_gemm";
 
 jit::KernelSource kernel_source(const GemmConfig& config);
 
-// Gives `source` the headers under gemm/device/ whose names `wanted` takes.
-void add_device_headers(jit::KernelSource& source,
-                        const std::function<bool(std::string_view)>& wanted);
+// Gives `source`, which has the headers written for it alone, those under gemm/device/ that it
+// includes, directly or not.
+void add_device_headers(jit::KernelSource& source);
 
 // The header "gemm/device/sm90/wgmma_instruction.h" for one instruction shape: m64 x n, 32 bytes of
 // K. Written by a program because the instruction names each of its n/2 registers.

@@ -92,10 +92,7 @@ jit::KernelSource quantizer_source() {
     source.text += "}\n";
   }
   source.text += "}  // namespace volley::gemm\n";
-  add_device_headers(source, [](std::string_view name) {
-    return name.find("quantize_") != name.npos || name.ends_with("portable.h") ||
-           name.ends_with("ptx.h") || name.ends_with("fp4_format.h");
-  });
+  add_device_headers(source);
   return source;
 }
 

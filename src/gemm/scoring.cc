@@ -217,11 +217,6 @@ extern "C" __global__ void __launch_bounds__({}, 1)
 }}  // namespace volley::gemm
 )",
       kScoringThreads, kKernelEntry, initializer(config));
-  add_device_headers(source, [](std::string_view name) {
-    const bool other_kernel = name.ends_with("kernel.h") && name.find("scoring_") == name.npos;
-    return !other_kernel && name.find("tile_scheduler") == name.npos &&
-           name.find("quantize_") == name.npos;
-  });
   // One instruction for each width; they are told apart by their accumulators.
   const int first = config.part_queries(0) * config.heads;
   const int last = config.part_queries(config.parts() - 1) * config.heads;
@@ -229,6 +224,7 @@ extern "C" __global__ void __launch_bounds__({}, 1)
       {"gemm/device/sm90/wgmma_instruction.h",
        wgmma_header(MmaKind::kFp8, first) +
            (last == first ? std::string() : wgmma_header(MmaKind::kFp8, last))});
+  add_device_headers(source);
   return source;
 }
 

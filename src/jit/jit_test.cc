@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "base/temporary_folder.h"
 #include "jit/kernel_library.h"
 
 namespace volley::jit {
@@ -18,19 +19,6 @@ namespace fs = std::filesystem;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-class TempDir {
- public:
-  TempDir() {
-    std::string pattern = testing::TempDir() + "volley-jit-XXXXXX";
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~TempDir() { fs::remove_all(path_); }
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 // A compiler whose machine code is a function of the text, slow enough for races to happen.
 class FakeCompiler : public Compiler {
@@ -107,7 +95,7 @@ TEST(SourceKey, ChangesWithEverythingThatTheCompilerSees) {
 }
 
 TEST(DiskCache, GivesBackWhatWasStored) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   const auto cache = DiskCache::open({.dir = dir.path() / "made" / "when missing"});
   ASSERT_TRUE(cache);
   const KernelKey key = sha256("some key");
@@ -121,7 +109,7 @@ TEST(DiskCache, GivesBackWhatWasStored) {
 }
 
 TEST(DiskCache, EveryDamagedByteAndEveryCutIsNoticed) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   const auto cache = DiskCache::open({.dir = dir.path()});
   const KernelKey key = sha256("some key");
   ASSERT_TRUE(cache->store(key, "the machine code"));
@@ -143,7 +131,7 @@ TEST(DiskCache, EveryDamagedByteAndEveryCutIsNoticed) {
 }
 
 TEST(DiskCache, ForgetsTheOldestWhenItIsFull) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   const auto cache = DiskCache::open({.dir = dir.path(), .max_bytes = 3500});
   const std::string cubin(1000, 'c');
   for (int i = 0; i < 6; ++i) {
@@ -158,13 +146,13 @@ TEST(DiskCache, ForgetsTheOldestWhenItIsFull) {
 }
 
 TEST(DiskCache, AFolderThatCannotBeIsAnError) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   std::ofstream(dir.path() / "file") << "x";
   EXPECT_FALSE(DiskCache::open({.dir = dir.path() / "file" / "below"}));
 }
 
 TEST(KernelLibrary, MemoryThenDiskThenCompiler) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   const KernelSource source = simple_source("int a;");
   KernelLibrary first = library_over(dir.path(), std::make_unique<FakeCompiler>());
   const auto cubin = first.cubin(source);
@@ -182,7 +170,7 @@ TEST(KernelLibrary, MemoryThenDiskThenCompiler) {
 
 TEST(KernelLibrary, ADamagedFileIsCompiledAnewAndReplaced) {
   set_log_level(LogLevel::kOff);
-  const TempDir dir;
+  const TemporaryFolder dir;
   const KernelSource source = simple_source("int a;");
   KernelLibrary first = library_over(dir.path(), std::make_unique<FakeCompiler>());
   const std::string good = **first.cubin(source);
@@ -259,7 +247,7 @@ TEST(KernelLibrary, WarmUpCountsEveryKernelAndKeepsTheFirstError) {
 
 // Several processes race for the same kernels in one folder; none may ever read a torn file.
 TEST(KernelLibrary, ProcessesShareACacheFolder) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   constexpr int kProcesses = 6, kKernels = 12;
   std::vector<pid_t> children;
   for (int child = 0; child < kProcesses; ++child) {
@@ -307,7 +295,7 @@ std::string some_bundle(int num_kernels) {
 }
 
 TEST(Bundle, RoundTrip) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   const fs::path path = dir.path() / "kernels.bundle";
   ASSERT_TRUE(write_file_atomic(path, some_bundle(50)));
   const auto bundle = Bundle::open(path);
@@ -424,7 +412,7 @@ TEST(Nvrtc, AMissingLibraryIsNamed) {
 }
 
 TEST(Nvcc, CompilesAndReportsFailures) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   auto nvcc = find_nvcc("nvcc", dir.path());
   if (!nvcc) nvcc = find_nvcc("/usr/local/cuda/bin/nvcc", dir.path());
   if (!nvcc) GTEST_SKIP() << "not run: " << nvcc.error().message;
@@ -444,7 +432,7 @@ TEST(Nvcc, CompilesAndReportsFailures) {
 }
 
 TEST(Nvcc, SomethingElseIsNotNvcc) {
-  const TempDir dir;
+  const TemporaryFolder dir;
   EXPECT_FALSE(find_nvcc("/nonexistent/nvcc", dir.path()));
   EXPECT_FALSE(find_nvcc("true", dir.path()));
 }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/file.h"
+#include "base/temporary_folder.h"
 
 namespace volley {
 namespace {
@@ -13,13 +14,6 @@ using testing::HasSubstr;
 
 class ChatTemplateTest : public testing::Test {
  protected:
-  void SetUp() override {
-    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::path(testing::TempDir()) / ("volley_chat_template_" + std::string(info->name()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
   void put(const char* name, std::string_view text) {
     ASSERT_TRUE(write_file_atomic(folder_ / name, text));
   }
@@ -31,7 +25,8 @@ class ChatTemplateTest : public testing::Test {
   }
 
   const Json messages_ = Json::array({{{"role", "user"}, {"content", "Hi"}}});
-  fs::path folder_;
+  const TemporaryFolder temporary_;
+  const fs::path& folder_ = temporary_.path();
 };
 
 TEST_F(ChatTemplateTest, FileComesBeforeConfig) {

@@ -2,8 +2,6 @@
 
 // For tests: model folders written on the spot.
 
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -15,33 +13,10 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/temporary_folder.h"
 #include "tensor/dtype.h"
 
 namespace volley {
-
-// A folder under the system's temporary one, removed with the object.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "volley-test-XXXXXX").string();
-    CHECK(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  const std::filesystem::path& path() const { return path_; }
-  void write(std::string_view name, std::string_view text) const {
-    CHECK(write_file_atomic(path_ / name, text).has_value());
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 // The bytes of a safetensors file: `header` as given, then `data`.
 inline std::string safetensors_bytes(std::string_view header, std::string_view data) {
